@@ -35,6 +35,9 @@ RUNS = {
     ),
     "audit": Run(1, "a hundred writers of the audit log killed in mid write: the chain holds, one torn line at most"),
     "pulls": Run(8, "a hundred pulls and downloads killed or from a bad network: the same bytes or an error"),
+    "improvements": Run(
+        30, "an improvement killed at two hundred moments: nothing is lost, and no model is worse than it was"
+    ),
     "image": Run(
         40,
         "the image is made, is no larger than it may be, and answers: by Docker, Podman or Buildah",

@@ -52,7 +52,7 @@ def put_better(store: Store, model: Model, data: bytes = b"better weights", gain
     ingest.data.write_bytes(data)
     file = weights(ingest, data)
     figures = {"before": before["mean"], "after": after["mean"]}
-    improved = {"older": model.digest, "at": "2026-01-01T00:00:00+00:00", **figures}
+    improved = {"older": model.digest, "was": sorted(model.digests), "at": "2026-01-01T00:00:00+00:00", **figures}
     layers = [
         file,
         Staged.json(after | {"weights": file.layer.digest}, manifest.QUALITY),

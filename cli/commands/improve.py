@@ -9,7 +9,7 @@ from cli.client import Client
 from cli.completing import complete_names
 from cli.describing import figure_text
 from cli.errors import Failure
-from cli.measuring import text_of
+from cli.measuring import text_of, windows_option
 from cli.naming import explaining, reference
 from cli.pulling import show_lines
 from runtime.units import size_text
@@ -20,8 +20,9 @@ from runtime.units import size_text
 @click.option("--now", is_flag=True, help="Do it now, and show how far it is, instead of when the machine is idle.")
 @click.option("--off", is_flag=True, help="Leave this model as it is.")
 @click.option("--text", metavar="FILE", help="Learn from this text instead of lm's own; `-` is stdin.")
+@windows_option
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
-def command(name: str, *, now: bool, off: bool, text: str | None, as_json: bool) -> None:
+def command(name: str, *, now: bool, off: bool, text: str | None, windows: int | None, as_json: bool) -> None:
     """Make a better file of the same size from the model's source, and serve it if it is better.
 
     Statistics of the model's inputs on a text decide how errors are made up for. Both files are measured on a text that
@@ -34,6 +35,7 @@ def command(name: str, *, now: bool, off: bool, text: str | None, as_json: bool)
     client = Client()
     client.note_settings()
     body = {"model": reference(name), "now": now, "off": off, "text": text_of(text), **client.hub()}
+    body |= {"windows": windows} if windows else {}
     with explaining(name):
         answer = show_lines(client.stream("/lm/improve", body)) if now else client.ask("POST", "/lm/improve", body)
     if as_json:
@@ -52,6 +54,6 @@ def command(name: str, *, now: bool, off: bool, text: str | None, as_json: bool)
             console.note(f"`lm rollback {answer['model']}` goes back")
     else:
         if answer["download_bytes"]:
-            console.note(f"{size_text(answer['download_bytes'])} of weights are fetched for it")
+            console.note(f"up to {size_text(answer['download_bytes'])} of weights are fetched for it")
         waits = f" ({answer['waits']})" if answer["waits"] else ""
         console.note(f"`{answer['model']}` is improved when this machine is idle{waits}; `lm jobs` shows how far it is")

@@ -57,9 +57,10 @@ class Model:
 
     @property
     def digests(self) -> set[str]:
-        """The digest of its manifest, and of the manifest that it had before it got a card; hexadecimal."""
-        before = self.card.get("manifest")
-        return {self.digest, before} if isinstance(before, str) and before else {self.digest}
+        """The digests of its manifest, and of earlier manifests without its card or its improvement; hexadecimal."""
+        earlier = self.improved.get("was")
+        before = [self.card.get("manifest"), *(earlier if isinstance(earlier, list) else [])]
+        return {self.digest, *(each for each in before if isinstance(each, str) and each)}
 
     @property
     def problem(self) -> str:

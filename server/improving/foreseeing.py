@@ -21,8 +21,9 @@ from server.pulls.pull import NICE, check_content
 
 
 async def source_bytes(config: Config, library: Library, model: Model, hub: Hub) -> int:
-    """Bytes of the weights that are fetched for an improvement of `model`; 0 where its source is on this machine.
+    """Bytes that are fetched at most for an improvement of `model`; 0 where its source is on this machine.
 
+    The weights are read for the new file, and once more for the reference that both files are measured against.
     Raises as `source_for` and as a puller; Conflict where the source has changed.
     """
     source = source_for(model, library.rules)
@@ -50,7 +51,7 @@ async def source_bytes(config: Config, library: Library, model: Model, hub: Hub)
                 frame = await puller.receive()
                 if isinstance(frame, Planned):
                     check_content(frame, str(model.own["content"]), model.name)
-                    return frame.source_bytes
+                    return 2 * frame.source_bytes
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

@@ -19,6 +19,7 @@ from registry.net.hub import Hub
 from registry.store import cards, manifest
 from registry.store.layers import Staged
 from registry.store.model import Model
+from runtime.meter.sizes import WINDOWS
 from runtime.units import size_text
 from server.config import Config
 from server.errors import Conflict
@@ -28,7 +29,8 @@ from server.pulls.frames import Statistics
 from server.pulls.job import Job, PullOptions
 from server.pulls.lines import note_line, phase_line
 from server.pulls.pull import Made, Pull
-from server.quality.learning import WINDOWS, Learning
+from server.quality.learning import WINDOWS as LEARNT
+from server.quality.learning import Learning
 from server.quality.measuring import Measurement
 from server.quality.wish import QualityWish
 
@@ -43,11 +45,15 @@ _NOTES = ("version", "made_of", "content", "plain", "effort", "statistics", "lea
 
 @dataclass(frozen=True)
 class ImproveWish:
-    """Improve `model` by its source, which may be at a `hub`; learn from `text`, "" for lm's own."""
+    """Improve `model` by its source, which may be at a `hub`; learn from `text`, "" for lm's own.
+
+    Both files are measured on `windows` of text at most.
+    """
 
     model: Model
     hub: Hub
     text: str = ""
+    windows: int = WINDOWS
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Improvement:
             learning = Learning(
                 self._config,
                 self._library,
-                QualityWish(model, wish.hub, text=wish.text, windows=WINDOWS),
+                QualityWish(model, wish.hub, text=wish.text, windows=LEARNT),
                 grams=True,
             )
             async with aclosing(learning.lines()) as lines:
@@ -109,9 +115,13 @@ class Improvement:
             if not isinstance(making.made, Made):
                 self._settle(model, "no better", "its weights are as good already", {}, {})
                 return
-            async with aclosing(self._judge(making.made)) as lines:
-                async for line in lines:
-                    yield line
+            try:
+                async with aclosing(self._judge(making.made)) as lines:
+                    async for line in lines:
+                        yield line
+            finally:  # kept for the next attempt, unless it is in its place, or thrown away
+                with suppress(RegistryError):
+                    await asyncio.shield(asyncio.to_thread(self._store.pause, making.made.ingest))
 
     async def _judge(self, made: Made) -> AsyncGenerator[Line]:
         """Measure the file that was made beside the model's own, and keep the better one."""
@@ -124,7 +134,8 @@ class Improvement:
             await self._drop(made)
             self._settle(model, "no better", f"the new file takes {sizes}", {}, {})
             return
-        measurement = Measurement(self._config, self._library, QualityWish(model, self._wish.hub), (model, variant))
+        wanted = QualityWish(model, self._wish.hub, windows=self._wish.windows)
+        measurement = Measurement(self._config, self._library, wanted, (model, variant))
         async with aclosing(measurement.lines()) as lines:
             async for line in lines:
                 yield line
@@ -162,12 +173,7 @@ class Improvement:
                 store.abandon(made.ingest)
             return model
 
-        try:
-            model = await asyncio.to_thread(swap)
-        except BaseException:
-            with suppress(RegistryError):
-                await asyncio.to_thread(store.pause, made.ingest)
-            raise
+        model = await asyncio.to_thread(swap)
         await asyncio.to_thread(store.collect, self._in_use())
         await self._retire()
         return model
@@ -250,6 +256,7 @@ def _layers(now: Model, made: Made, before: Line, after: Line, gain: Line) -> li
     done = made.done
     improved = {
         "older": now.digest,
+        "was": sorted(now.digests),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "before": before["mean"],
         "after": after["mean"],

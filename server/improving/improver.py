@@ -39,7 +39,7 @@ Line = dict[str, Any]
 # Seconds without a request after which a run that a client follows goes on.
 GRACE = 3.0
 # Seconds between two looks at the machine, at most, and between two looks for a model to improve.
-_LOOK, _SEARCH = 5.0, 60.0
+_LOOK, _SEARCH = 5.0, 300.0
 # Trouble that may pass: the model is tried again after `_LATER` seconds.
 _PASSING = frozenset({SourceUnavailable.code, Offline.code, DiskFull.code, DoesNotFit.code, ServerError.code})
 _LATER = 3600.0
@@ -50,9 +50,13 @@ class Run(Story):
 
     def __init__(self, wish: ImproveWish, share: float, *, now: bool) -> None:
         super().__init__()
-        self.wish, self.now, self.share = wish, now, share
+        self.wish, self.now, self._share = wish, now, share
         self.background = BackgroundWork(share)
         self.task: asyncio.Task[None] | None = None
+
+    def begin_anew(self) -> None:
+        """Have processes again, after those before were ended."""
+        self.background = BackgroundWork(self._share)
 
 
 class Improver:
@@ -63,6 +67,7 @@ class Improver:
         self.records = Records(config.home / "improve")
         self.idleness = Idleness(config, pool, jobs)
         self._run: Run | None = None
+        self._starting = asyncio.Lock()
         self._timer: asyncio.TimerHandle | None = None
         self._later: dict[str, float] = {}
         self._search_at = 0.0
@@ -78,8 +83,11 @@ class Improver:
             await asyncio.sleep(min(_LOOK, max(0.05, self._config.improve_after / 4)))
             try:
                 await self._look()
-            except Exception as error:
+            except RegistryError as error:
                 log.warning("no model is improved for now: %s", error)
+                await asyncio.sleep(_SEARCH)
+            except Exception:
+                log.exception("no model is improved for now")
                 await asyncio.sleep(_SEARCH)
 
     async def stop(self) -> None:
@@ -89,24 +97,23 @@ class Improver:
             self._run.task.cancel()
             await asyncio.wait([self._run.task])
 
-    async def follow(self, model: Model, hub: Hub, text: str) -> AsyncGenerator[Line]:
+    async def follow(self, wish: ImproveWish) -> AsyncGenerator[Line]:
         """Improve a model at once; the last line is success or error. Leaving pauses it, until nobody asks.
 
         Raises Stopping, Conflict while another client's goes on, and as `source_for`.
         """
         if self._stopping:
             raise Stopping("the daemon is stopping", "start it again")
-        source_for(model, self._library.rules)
-        run = self._run
-        if run is not None and run.now:
-            raise Conflict(
-                f"`{run.wish.model.name}` is being improved", "wait for its end: `lm jobs` shows how far it is"
-            )
-        if run is not None:
-            await self._cancel(run)
-        wish = ImproveWish(model, hub, text)
-        await self._note_wish(wish)
-        run = self._start(wish, now=True)
+        source_for(wish.model, self._library.rules)
+        async with self._starting:
+            before = self._run
+            if before is not None and before.now:
+                shown = before.wish.model.name
+                raise Conflict(f"`{shown}` is being improved", "wait for its end: `lm jobs` shows how far it is")
+            if before is not None:
+                await self._cancel(before)
+            await self._note_wish(wish)
+            run = self._start(wish, now=True)
         run.followers += 1
         try:
             async for line in run.lines():
@@ -115,6 +122,7 @@ class Improver:
             run.followers -= 1
             if not run.ended:
                 self.idleness.touch()
+                self._search_at = 0.0
                 await asyncio.shield(self._cancel(run))
 
     async def want(self, model: Model, hub: Hub, text: str) -> tuple[ImprovementRecord, int]:
@@ -192,12 +200,13 @@ class Improver:
             run.background.hold(why) if why else run.background.release()
         now = asyncio.get_running_loop().time()
         if run is None and not why and now >= self._search_at:
-            wish = await self._next()
             self._search_at = now + _SEARCH
-            if wish is not None and self._run is None and not self.idleness.why_not():
-                self._search_at = now
-                await self._note_wish(wish, asked=False)
-                self._start(wish, now=False)
+            wish = await self._next()
+            async with self._starting:
+                if wish is not None and self._run is None and not self.idleness.why_not():
+                    self._search_at = now
+                    await self._note_wish(wish, asked=False)
+                    self._start(wish, now=False)
 
     async def _next(self) -> ImproveWish | None:
         """The model to improve next: one that somebody wants, else one that was asked, else the newest."""
@@ -208,7 +217,8 @@ class Improver:
             if record is not None and not speaks_of(record, model):
                 record = None
             wanted = record is not None and record.state == "wanted"
-            if (record and not wanted) or self._later.get(model.name, 0.0) > now:
+            chosen = model.own.get("effort") and not wanted  # its user had statistics of another text in mind
+            if (record and not wanted) or chosen or self._later.get(model.name, 0.0) > now:
                 continue
             try:
                 source = source_for(model, self._library.rules)
@@ -225,34 +235,37 @@ class Improver:
     def _start(self, wish: ImproveWish, *, now: bool) -> Run:
         run = self._run = Run(wish, 1.0 if now else self._config.improve_share / 100, now=now)
         run.task = asyncio.create_task(self._work(run))
+        run.task.add_done_callback(lambda task: self._finish(run, task))
         return run
+
+    def _finish(self, run: Run, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            name = run.wish.model.name
+            log.info("the improvement of %s is paused", name)
+            paused = Stopping(f"the improvement of `{name}` is paused", f"`lm improve {name}` goes on with it")
+            run.add(error_line(paused))
+        if self._run is run:
+            self._run = None
+        run.end()
 
     async def _work(self, run: Run) -> None:
         """One improvement, up to its record."""
-        name = run.wish.model.name
         try:
             while not await self._try(run):
                 run.add(note_line(f"{run.background.ended}: it goes on when nobody asks"))
                 while self._pool.pending:
                     await asyncio.sleep(GRACE)
                 await asyncio.sleep(GRACE)
-                run.background = BackgroundWork(run.share)
-        except asyncio.CancelledError:
-            log.info("the improvement of %s is paused", name)
-            run.add(
-                error_line(Stopping(f"the improvement of `{name}` is paused", f"`lm improve {name}` goes on with it"))
-            )
+                run.begin_anew()
         except Exception as error:
             await self._failed(run, error)
             run.add(error_line(error))
-        finally:
-            if self._run is run:
-                self._run = None
-            run.end()
 
     async def _try(self, run: Run) -> bool:
         """One attempt; False where its processes were ended, and a client waits for another attempt."""
         BACKGROUND.set(run.background)
+        if self._pool.pending:
+            run.background.hold("somebody asks a model")
         model = run.wish.model
         improvement = Improvement(self._config, self._library, run.wish, self._pool.open_blobs, self._pool.retire)
         try:

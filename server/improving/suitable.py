@@ -10,7 +10,7 @@ from server.policy.rules import PolicyRules
 from server.pulls.frames import Effort
 from server.pulls.origin import source_at
 
-_WHOLE = ("F32", "F16", "BF16")
+_WHOLE = ("F32", "F16", "BF16", "Q8_0")
 EFFORT: Effort = "best"
 
 
@@ -32,7 +32,7 @@ def source_for(model: Model, rules: PolicyRules) -> Reference:
             "pull the model from its source: what was quantized by somebody else stays as it is",
         )
     if model.config.get("file_type") in _WHOLE:
-        raise Unsupported(f"`{name}` is at {level}, which is not quantized", "there is nothing to improve")
+        raise Unsupported(f"`{name}` is at {level}, where errors are too small to be made up for", "nothing is better")
     if own.get("effort") == EFFORT:
         raise Unsupported(f"`{name}` was made with the effort `{EFFORT}` already", "`lm quality` measures it")
     if not own.get("content"):

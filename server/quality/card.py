@@ -36,7 +36,7 @@ def card_of(model: Model, reference: ReferenceNote, read: ReadThrough, window: i
     return {
         "format": FORMAT,
         "weights": model.blob_digest,
-        "manifest": min(model.digests - {model.digest}, default=model.digest),
+        "manifest": model.card.get("manifest") or model.digest,
         "level": str(model.config.get("file_type") or ""),
         "bytes": model.size,
         "reference": {

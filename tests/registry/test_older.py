@@ -41,6 +41,7 @@ def test_a_model_goes_back_byte_for_byte_and_keeps_its_age_and_its_name(tmp_path
         better = put_better(store, before, BETTER)
         assert better.blob.read_bytes() == BETTER and better.card["mean"]["value"] == pytest.approx(0.1)
         assert (better.modified, better.params) == (before.modified, before.params)
+        assert {before.digest, better.digest} <= better.digests, "a list that has the one knows the other"
         store.collect(())
         assert store.resolve("org/model").name == better.name and {PLAIN, BETTER} <= blobs(store)
         again = store.roll_back(better)

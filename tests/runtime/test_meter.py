@@ -15,7 +15,7 @@ from registry.net.network import Network
 from registry.sources.opening import DEMO, open_source
 from runtime.errors import BadRequest
 from runtime.meter import passages
-from runtime.meter.figures import figures
+from runtime.meter.figures import figures, gain
 from runtime.meter.kept import (
     Compared,
     KeptWindow,
@@ -117,6 +117,21 @@ def test_errors_come_from_windows_and_not_from_tokens() -> None:
     assert long["p999"]["error"] and long["p999"]["value"] == pytest.approx(3.0)
     assert long["perplexity"]["value"] == pytest.approx(np.e) and long["ratio"]["value"] == pytest.approx(np.e)
     assert figures([compared([1.0, 2.0])])["mean"]["error"] is None
+
+
+def test_a_difference_is_surer_than_what_it_is_the_difference_of() -> None:
+    """Windows differ a hundred times more than both models do in each of them."""
+    chance = np.random.default_rng(1)
+    hard = chance.uniform(0.5, 1.5, (12, 1))
+    before = np.repeat(hard, 64, 1)
+    after = before - 0.01 + chance.normal(0, 0.01, before.shape)
+    found = gain([compared(row) for row in before], [compared(row) for row in after])
+    differences = (before - after).mean(1)
+    assert found["value"] == pytest.approx(differences.mean())
+    assert found["error"] == pytest.approx(differences.std(ddof=1) / np.sqrt(12))
+    both = [figures([compared(row) for row in rows])["mean"]["error"] for rows in (before, after)]
+    assert found["error"] is not None and found["value"] > 5 * found["error"]
+    assert all(error is not None and error > found["value"] for error in both)
 
 
 def test_texts_to_measure_share_nothing_with_texts_to_learn_from() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
 
+from runtime.meter.sizes import WINDOWS
 from server.access.callers import caller_of
 from server.api.fields import KnownFields
+from server.api.lm.quality import MOST_WINDOWS
 from server.api.request import LOG_NOTE, ModelBody, answer, read, require_name, resolve_model, visible_model
 from server.api.sources import callers_hub
 from server.api.streaming import stream_lines
 from server.errors import BadBody
 from server.http.wire import reply
+from server.improving.improvement import ImproveWish
 from server.services import SERVICES
 
 
@@ -21,13 +25,15 @@ class ImproveBody(msgspec.Struct):
     """The body of `/lm/improve`: a `model` that is here.
 
     It is improved when this machine is idle, or `now`, with progress; `off` leaves it as it is. `text` takes the place
-    of lm's calibration text. `hf_endpoint` and `hf_token` are of the caller's environment.
+    of lm's calibration text. `windows` is the most windows of 512 tokens on which both files are measured `now`.
+    `hf_endpoint` and `hf_token` are of the caller's environment.
     """
 
     model: str = ""
     now: bool = False
     off: bool = False
     text: str = ""
+    windows: Annotated[int, msgspec.Meta(ge=2, le=MOST_WINDOWS)] = WINDOWS
     hf_endpoint: str = ""
     hf_token: str = ""
 
@@ -47,7 +53,8 @@ async def improve(request: web.Request) -> web.StreamResponse:
         return answer(request, {"model": model.name, "state": record.state, "sentence": record.sentence})
     hub = callers_hub(request, services.config, body.hf_endpoint, body.hf_token)
     if body.now:
-        async with aclosing(services.improver.follow(model, hub, body.text)) as lines:
+        wish = ImproveWish(model, hub, body.text, body.windows)
+        async with aclosing(services.improver.follow(wish)) as lines:
             return await stream_lines(request, lines)
     record, found = await services.improver.want(model, hub, body.text)
     waits = services.improver.idleness.why_not()

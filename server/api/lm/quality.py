@@ -21,7 +21,7 @@ from server.quality.measuring import measure
 from server.quality.wish import QualityWish
 from server.services import SERVICES
 
-_MOST_WINDOWS = 10_000
+MOST_WINDOWS = 10_000
 
 
 class QualityBody(msgspec.Struct):
@@ -34,7 +34,7 @@ class QualityBody(msgspec.Struct):
     model: str = ""
     against: str = ""
     text: str = ""
-    windows: Annotated[int, msgspec.Meta(ge=1, le=_MOST_WINDOWS)] = WINDOWS
+    windows: Annotated[int, msgspec.Meta(ge=1, le=MOST_WINDOWS)] = WINDOWS
     keep: bool = True
     hf_endpoint: str = ""
     hf_token: str = ""
