@@ -20,17 +20,13 @@ from quant.plan import TensorPlan
 _BEHIND, _SHARPER, _PUT_OUT = 1e-8, 3.87, 0.19611613513818404
 
 
-def _kinds(config: ModelConfig, layers: int) -> list[str]:
-    """The kinds of layers: each fourth from the last on sees all where nothing else is said."""
-    usual = ["full_attention" if (layers - 1 - number) % 4 == 0 else "sliding_attention" for number in range(layers)]
-    return list(config.get("layer_types") or usual)
-
-
 def _describe(config: ModelConfig, sizes: DecoderSizes) -> dict[str, Any]:
-    kinds, base = _kinds(config, sizes.layers), rotary.base(config, default=10000.0)
-    pattern = decoder.windows(config.changed({"layer_types": kinds}), sizes)
-    bases = config.get("layer_rope_theta")
-    wanted = [base if kind == "sliding_attention" else 0 for kind in kinds]
+    # Each fourth layer from the last on sees all where nothing else is said.
+    usual = [("sliding" if (sizes.layers - 1 - n) % 4 else "full") + "_attention" for n in range(sizes.layers)]
+    given, bases = config.get("layer_types"), config.get("layer_rope_theta")
+    pattern = decoder.windows(config.changed({"layer_types": usual if given is None else given}), sizes)
+    base = rotary.base(config, default=10000.0)
+    wanted = [base if sliding else 0 for sliding in pattern["attention.sliding_window_pattern"]]
     if bases is not None and bases != wanted:
         raise UnsupportedModel("its layers with a window are not those that are rotated, as in llama.cpp")
     if rotary.kind_of(rotary.parameters(config)) not in ("default", "dynamic"):
