@@ -184,7 +184,7 @@ def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[Tenso
     """
     sizes, targets = sizes.at(layer), row.targets
     shape = sizes.shape(row.shape)
-    if entry.shape != shape:
+    if _values(entry.shape) != _values(shape):
         raise MalformedFile(f"tensor `{entry.name}` is {list(entry.shape)} and `config.json` asks for {list(shape)}")
     shared = len(targets) > 1 and not any(target.transform for target in targets)
     if entry.dtype not in UNQUANTIZED and not entry.packing:
@@ -221,6 +221,11 @@ def _place(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[Tenso
             transform=target.transform(sizes) if target.transform else None,
             parts=parts if in_parts or row.stacked else (),
         )
+
+
+def _values(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without dimensions of the length 1, which code of one kind of model writes now and then."""
+    return tuple(length for length in shape if length != 1)
 
 
 def _place_packed(entry: Entry, row: Known, layer: int, sizes: Sizes) -> Iterator[TensorPlan]:

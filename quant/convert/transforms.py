@@ -206,6 +206,22 @@ class NegativeExponential:
 
 
 @dataclass(frozen=True, slots=True)
+class Exponential:
+    """exp(x): rates of a state that are stored as logarithms, where the graph has the sign."""
+
+    rows: int = 1
+
+    def apply(self, x: np.ndarray) -> np.ndarray:
+        """The rates, float32, from any type (uint16 holds the bits of BF16)."""
+        rates: np.ndarray = np.exp(widen(x))
+        return rates
+
+    def undo(self, x: np.ndarray, out: np.ndarray) -> None:
+        """As `Reversible`, within the rounding of exponential and logarithm."""
+        np.log(x, out=out)
+
+
+@dataclass(frozen=True, slots=True)
 class Scale:
     """Weights times a number, by which the model multiplies its inputs or outputs."""
 

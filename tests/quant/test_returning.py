@@ -18,7 +18,7 @@ from quant.convert.reordering import TileRates
 from quant.convert.returning.plan import Return, plan_return
 from quant.convert.returning.shards import Shard, index_of, shards_of
 from quant.convert.returning.values import Read, values
-from quant.convert.transforms import AddOne, NegativeExponential, Scale, ScaleBlocks
+from quant.convert.transforms import AddOne, Exponential, NegativeExponential, Scale, ScaleBlocks
 from quant.errors import BadValues, MalformedFile, UnsupportedModel
 from quant.gguf.header import Header, read_file
 from quant.safetensors import INDEX, Entry, read_model
@@ -32,7 +32,7 @@ from tests.quant.zoo.sketched import PREDICTING
 from tests.quant.zoo.sketched import make as sketch
 
 # Changes of values, which are rounded both ways: within this of numbers up to 1, and as a share of larger ones.
-FUNCTIONS = (AddOne, NegativeExponential, Scale, ScaleBlocks, TileRates)
+FUNCTIONS = (AddOne, Exponential, NegativeExponential, Scale, ScaleBlocks, TileRates)
 ROUNDED = 3e-7
 # Families that are not taken back, and why.
 REFUSED = {"qwen3, ranking": "two rows of its output"}

@@ -26,6 +26,7 @@ from quant.convert.families import (
     jamba,
     kimi,
     latent,
+    ling3,
     llama,
     llama4,
     minimax,
@@ -97,6 +98,7 @@ _MODULES = (
     neobert,
     hrm,
     muse,
+    ling3,
 )
 FAMILIES: dict[str, Family[Any]] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes

@@ -25,6 +25,30 @@ _BLOCK = {"n_heads_in_group": 2, "replace_with_linear": False, "no_op": False}
 _NONE = {"n_heads_in_group": None, "replace_with_linear": False, "no_op": True}
 _MATRIX = {"n_heads_in_group": None, "replace_with_linear": True, "no_op": False}
 _FED, _UNFED = {"ffn_mult": 3.0, "no_op": False}, {"ffn_mult": None, "no_op": True}
+_LING = {
+    "num_hidden_layers": 5,
+    "layer_group_size": 2,
+    "head_dim": 32,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 24,
+    "gated_attention_proj_granularity_type": "head_wise",
+    "short_conv_kernel_size": 4,
+    "no_kda_lora": True,
+    "kda_safe_gate": True,
+    "kda_lower_bound": -5.0,
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "num_shared_experts": 1,
+    "moe_intermediate_size": 64,
+    "moe_shared_expert_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.5,
+    "score_function": "sigmoid",
+}
 SKETCHES = sketched.SKETCHES | {
     "baichuan": Sketch("BaiChuanForCausalLM", {**_BAICHUAN, "num_hidden_layers": 32}),
     "baichuan, 13b": Sketch(
@@ -156,6 +180,17 @@ SKETCHES = sketched.SKETCHES | {
             "tie_word_embeddings": True,
         },
         prefix="backbone.",
+    ),
+    "bailingmoe3": Sketch("BailingMoeV3ForCausalLM", {**_LING, "q_lora_rank": 32}),
+    "bailingmoe3, flash": Sketch(
+        "BailingMoeV3ForCausalLM",
+        {
+            **_LING,
+            "n_group": 4,
+            "topk_group": 2,
+            "expert_swiglu_limit_list": [0, 0, 7.0, 7.0, 0],
+            "share_expert_swiglu_limit_list": [0, 0, 0, 16.0, 0],
+        },
     ),
     "openelm": Sketch(
         "OpenELMForCausalLM",
