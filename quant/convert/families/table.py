@@ -36,6 +36,7 @@ from quant.convert.families import (
     neobert,
     olmo,
     phi,
+    plamo,
     qwen,
     qwen_linear,
     ranking,
@@ -99,6 +100,7 @@ _MODULES = (
     hrm,
     muse,
     ling3,
+    plamo,
 )
 FAMILIES: dict[str, Family[Any]] = {
     name: family for module in _MODULES for family in module.FAMILIES for name in family.classes

@@ -192,6 +192,10 @@ SKETCHES = sketched.SKETCHES | {
             "share_expert_swiglu_limit_list": [0, 0, 0, 16.0, 0],
         },
     ),
+    "plamo": Sketch(
+        "PlamoForCausalLM",
+        {"num_attention_heads": 16, "num_key_value_heads": 16, "n_shared_head": 8, "rope_theta": None},
+    ),
     "openelm": Sketch(
         "OpenELMForCausalLM",
         {
