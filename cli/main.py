@@ -50,6 +50,7 @@ COMMANDS = {
     "jobs": "Show what goes on or waits: pulls, and models that are improved",
     "quality": "Measure how far a model is from its original, and keep the figures with it",
     "tune": "Find the level of a model that meets goals on this machine, by measuring",
+    "compress": "Make a model smaller or faster by whatever pays, measured beside lower levels",
     "compare": "Put two files of one model side by side",
     "sign": "Sign a model by a key",
     "verify": "Check the blobs and signatures of models, or compare a model with its original",

@@ -33,7 +33,7 @@ def draw(search: Search, path: Path) -> None:
     axes.set_xlabel("tokens/s")
     axes.set_ylabel("KL divergence from the original")
     for level, figures in whole.items():
-        best = search.best is not None and search.best.candidate.level == level
+        best = search.best is not None and search.best.candidate.name == level
         axes.scatter(figures["tokens/s"], figures["kl"], s=70 if best else 30, color="#0a7" if best else "#555")
         axes.annotate(level, (figures["tokens/s"], figures["kl"]), xytext=(5, 5), textcoords="offset points")
     front = sorted((whole[level]["tokens/s"], whole[level]["kl"]) for level in search.front() if level in whole)

@@ -9,15 +9,11 @@ import click
 from cli import console
 from cli.client import Client
 from cli.completing import complete_names
-from cli.errors import Failure
 from cli.measuring import text_of, text_option, windows_option
 from cli.naming import explaining, reference
+from cli.showing import conclude, facts, goals_of, print_tune, seconds_of, tell
 from cli.tuning import TuneWish, Tuning
-from server.tuning.goals import METRICS, BadGoal, Goals, shown
-from server.tuning.search import Move
-from server.values import duration
-
-_COLUMNS = ("size", "memory", "tokens/s", "prompt tokens/s", "kl", "kl99.9", "top1")
+from server.tuning.goals import METRICS
 
 
 @click.command()
@@ -61,10 +57,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     the best by what is known already is not made. Figures are kept: the next tune begins with them. Ctrl-C stops, and
     the same command goes on.
     """
-    try:
-        goals = Goals.parse(goal)
-    except BadGoal as error:
-        raise Failure(error.args[0], error.args[1], "usage") from None
+    goals = goals_of(goal)
     wanted = tuple(part.strip() for part in (levels or "").split(",") if part.strip())
     if picture:
         from cli.picturing import check_picture
@@ -72,94 +65,17 @@ def command(  # noqa: PLR0913  click gives each option by its name
         check_picture(picture)
     client = Client()
     client.note_settings()
-    wish = TuneWish(goals, wanted, effort, text_of(text), windows, _seconds(max_time))
+    wish = TuneWish(goals, wanted, effort, text_of(text), windows, seconds_of(max_time))
     with explaining(name):
         tuning = Tuning(client, reference(name), wish)
-        tuning.run(_tell)
+        tuning.run(tell)
         best = tuning.finish(keep)
     if picture:
         from cli.picturing import draw
 
         draw(tuning.search, Path(picture))
     if as_json:
-        console.as_json(_facts(tuning, best))
+        console.as_json(facts(tuning, best))
     else:
-        _print(tuning)
-    _conclude(tuning, best)
-
-
-def _seconds(text: str) -> float:
-    """Raises Failure."""
-    try:
-        seconds = duration(text)
-    except ValueError:
-        raise Failure(f"`{text[:40]}` is no length of time", "write it like `20m` or `1h30m`", "usage") from None
-    return seconds if seconds >= 0 else float("inf")
-
-
-def _tell(move: Move) -> None:
-    act = "its speed" if move.act == "speed" else "its quality"
-    console.note(f"{move.level}, {act}: {move.why}")
-
-
-def _print(tuning: Tuning) -> None:
-    """The table of figures, then the reasons why the others lost."""
-    search = tuning.search
-    front, best = search.front(), search.best
-    columns = [name for name in _COLUMNS if any(name in trial.figures for trial in search.trials.values())]
-    measured = [trial for trial in search.trials.values() if trial.figures]
-    console.table(
-        ("", "LEVEL", *(name.upper() for name in columns), "FRONT"),
-        [
-            (
-                "→" if trial is best else "",
-                trial.candidate.level,
-                *(shown(name, trial.figures[name]) if name in trial.figures else "" for name in columns),
-                "yes" if trial.candidate.level in front else "",
-            )
-            for trial in measured
-        ],
-    )
-    console.note()
-    for trial in search.trials.values():
-        if trial is not best and (why := search.lost(trial)):
-            console.note(f"  {trial.candidate.level} {why}")
-    if any(trial.recorded for trial in measured):
-        console.note("figures of earlier tunes are among them")
-
-
-def _conclude(tuning: Tuning, best: str) -> None:
-    """The end in a sentence. Raises Failure where no level meets the goals."""
-    if tuning.unfinished:
-        console.note(f"{tuning.unfinished}, and levels are left; the same command goes on", "yellow")
-    if best:
-        console.note(f"`{tuning.model}` means `{best}` now; `lm default {tuning.model}:auto` ends that")
-        return
-    nearest = tuning.search.nearest()
-    hint = "ask for less, or name other levels with `--try`"
-    if nearest is not None:
-        hint = f"{nearest.candidate.level} comes nearest, and {tuning.search.lost(nearest)}"
-    raise Failure(f"no level of `{tuning.model}` that was tried meets the goals", hint)
-
-
-def _facts(tuning: Tuning, best: str) -> dict[str, object]:
-    search = tuning.search
-    front = search.front()
-    return {
-        "model": tuning.model,
-        "best": best,
-        "finished": not tuning.unfinished,
-        "goals": [bound.text for bound in search.goals.bounds],
-        "priorities": list(search.goals.priorities),
-        "levels": [
-            {
-                "level": trial.candidate.level,
-                "predicted": dict(trial.candidate.predicted),
-                "figures": trial.figures,
-                "recorded": trial.recorded,
-                "front": trial.candidate.level in front,
-                "why_not": "" if trial is search.best else search.lost(trial),
-            }
-            for trial in search.trials.values()
-        ],
-    }
+        print_tune(tuning)
+    conclude(tuning, best)

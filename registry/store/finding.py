@@ -155,7 +155,8 @@ def _made_of(model: Model, reference: Reference) -> bool:
     """Whether a reference may mean a model: two folders may have the same name, and a path means one of them."""
     if not reference.local or isinstance(model.failure, StoreFailed):
         return True
-    return model.own.get("source") == reference.origin
+    cut_of = model.own.get("origin") if model.own.get("cut") else None  # a part of the folder's model, and beside it
+    return reference.origin in (model.own.get("source"), cut_of)
 
 
 def _candidates(reference: Reference) -> list[Name]:

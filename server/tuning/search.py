@@ -1,10 +1,12 @@
 """Which level to try next, and which one is the best, from predictions and from what was measured.
 
-Three things are taken for granted, and said in the reasons. A file's size is known before it is made. Its memory is
+Some things are taken for granted, and said in the reasons. A file's size is known before it is made. Its memory is
 predicted within 5 %, its speed within a factor of two; and within a quarter once one level was measured, because the
 error is then the same for all. Among levels of one kind of making, a larger file has no larger KL divergence, unless
-their sizes are within 3 % of each other. So most levels need not be made. One that is smaller than the
-best so far cannot have a smaller divergence. One that is larger than a level that is too slow is too slow too.
+their sizes are within 3 % of each other. A level of which parts were cut has no smaller divergence than the whole one.
+
+So most levels need not be made. One that is smaller than the best so far cannot have a smaller divergence. One that is
+larger than a level that is too slow is too slow too.
 """
 
 from __future__ import annotations
@@ -25,10 +27,21 @@ _WITH_SIZE = {name for name, metric in METRICS.items() if metric.source != "qual
 
 @dataclass(frozen=True)
 class TuneLevel:
-    """A level that may be tried. `predicted` has its `size`, and `memory` and `tokens/s` where these are known."""
+    """A level that may be tried, whole, or without the parts that `cut` names.
+
+    `predicted` has its `size` in bytes, and `memory` and `tokens/s` where these are known. `whole` is the size of the
+    level without a cut, 0 where nothing is cut.
+    """
 
     level: str
     predicted: Mapping[str, float]
+    cut: str = ""
+    whole: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """Its name in tables and records."""
+        return f"{self.level} without {self.cut}" if self.cut else self.level
 
 
 @dataclass
@@ -40,16 +53,26 @@ class Trial:
     recorded: bool = False
 
     @property
+    def cut(self) -> str:
+        """The parts that are cut."""
+        return self.candidate.cut
+
+    @property
     def size(self) -> float:
         """Bytes of the file, as measured or as predicted."""
         return self.figures.get("size", self.candidate.predicted["size"])
 
+    @property
+    def whole(self) -> float:
+        """Bytes of the level before anything was cut: the larger, the smaller is its divergence."""
+        return self.candidate.whole or self.size
+
 
 @dataclass(frozen=True)
 class Move:
-    """The next step: a level whose speed or quality is to be measured, and the reason."""
+    """The next step: the name of a level whose speed or quality is to be measured, and the reason."""
 
-    level: str
+    name: str
     act: Act
     why: str
 
@@ -58,18 +81,18 @@ class Search:
     """A tune in progress; ask `next`, measure, `add`, until there is none."""
 
     def __init__(self, goals: Goals, candidates: Iterable[TuneLevel], known: Mapping[str, Figures]) -> None:
-        """`known` are figures of earlier tunes and of models that are here, by level."""
+        """`known` are figures of earlier tunes, by names of levels."""
         self.goals = goals
-        self.trials = {each.level: Trial(each) for each in sorted(candidates, key=lambda c: -c.predicted["size"])}
-        for level, figures in known.items():
-            if trial := self.trials.get(level):
+        self.trials = {each.name: Trial(each) for each in sorted(candidates, key=lambda c: -c.predicted["size"])}
+        for name, figures in known.items():
+            if trial := self.trials.get(name):
                 trial.figures.update(figures)
                 trial.recorded = bool(figures)
 
-    def add(self, level: str, figures: Figures) -> None:
-        """Note what was measured."""
-        self.trials[level].figures.update(figures)
-        self.trials[level].recorded = False
+    def add(self, name: str, figures: Figures) -> None:
+        """Note what was measured of a level."""
+        self.trials[name].figures.update(figures)
+        self.trials[name].recorded = False
 
     def next(self) -> Move | None:
         """The next step; None where no other level can be the best."""
@@ -79,7 +102,7 @@ class Search:
         begun = [trial for trial in open_ones if trial.figures]
         trial = begun[0] if begun else self._promising(open_ones)
         act = self._unknown(trial)[0]
-        return Move(trial.candidate.level, act, self._why(trial, act))
+        return Move(trial.candidate.name, act, self._why(trial, act))
 
     @property
     def best(self) -> Trial | None:
@@ -111,7 +134,7 @@ class Search:
             return f"has {_figure(name, trial.figures[name])}; the goal is {self._bound(name)}"
         if not self._unknown(trial):
             best = self.best
-            return "" if best is None or best is trial else f"meets the goals, and {best.candidate.level} is better"
+            return "" if best is None or best is trial else f"meets the goals, and {best.candidate.name} is better"
         return self._predicted_miss(trial) or self._by_neighbours(trial)
 
     def _predicted_miss(self, trial: Trial) -> str:
@@ -120,7 +143,8 @@ class Search:
             if bound.name in trial.figures or bound.name not in expected:
                 continue
             value = self._expected(trial, bound.name)
-            margin = {"size": 1.0, "memory": _MEMORY}.get(bound.name, self._margin(bound.name))
+            margin = _MEMORY if bound.name == "memory" or trial.cut else 1.0 if bound.name == "size" else None
+            margin = margin or self._margin(bound.name)
             less = METRICS[bound.name].better == "less"
             if bound.lack(value / margin if less else value * margin):
                 return f"would have about {_figure(bound.name, value)}; the goal is {bound.text}"
@@ -131,24 +155,35 @@ class Search:
         for other in self.trials.values():
             if other is trial or not other.figures:
                 continue
-            smaller, larger = trial.size * _ALIKE < other.size, trial.size > other.size * _ALIKE
+            larger, no_better = trial.size > other.size * _ALIKE, self._is_no_better(trial, other)
             for name in self.goals.lacks(other.figures):
-                if (larger and name in _WITH_SIZE) or (smaller and name not in _WITH_SIZE):
-                    way = "larger" if larger else "smaller"
-                    return f"is {way} than {other.candidate.level}, which has {_figure(name, other.figures[name])}"
+                if (larger and name in _WITH_SIZE) or (no_better and name not in _WITH_SIZE):
+                    way = "larger" if name in _WITH_SIZE else "smaller" if trial.cut == other.cut else "no better"
+                    return f"is {way} than {other.candidate.name}, which has {_figure(name, other.figures[name])}"
         best, first = self.best, self.goals.priorities[0]
-        if best is not None and (
-            (first in _WITH_SIZE and trial.size > best.size * _ALIKE)
-            or (first not in _WITH_SIZE and trial.size * _ALIKE < best.size)
-        ):
-            way = "larger" if first in _WITH_SIZE else "smaller"
-            return f"is {way} than {best.candidate.level}, which meets the goals"
+        if best is not None and first in _WITH_SIZE and trial.size > best.size * _ALIKE:
+            return f"is larger than {best.candidate.name}, which meets the goals"
+        # A cut that costs nothing makes the same level smaller and faster, so it is tried.
+        alike = best is not None and first not in _WITH_SIZE and best.cut in (trial.cut, "")
+        if best is not None and alike and trial.whole * _ALIKE < best.whole:
+            part = "is" if trial.cut == best.cut else "is cut of a level that is"
+            return f"{part} smaller than {best.candidate.name}, which meets the goals"
         return ""
 
+    def _is_no_better(self, trial: Trial, other: Trial) -> bool:
+        """Whether a level's divergence cannot be smaller than the other's, which is whole or cut alike."""
+        if trial.cut == other.cut:
+            return trial.whole * _ALIKE < other.whole
+        return not other.cut and trial.whole <= other.whole * _ALIKE
+
     def _promising(self, trials: list[Trial]) -> Trial:
-        """The next level: the largest where divergence counts most, else the middle one, which halves the rest."""
+        """The next level: whole ones first, which are nearly always better than cut ones of their size.
+
+        The largest where divergence counts most, else the middle one, which halves the rest.
+        """
         bounded = {each.name for each in self.goals.bounds} - _WITH_SIZE
-        by_size = sorted(trials, key=lambda trial: -trial.size)
+        whole = [trial for trial in trials if not trial.cut] or trials
+        by_size = sorted(whole, key=lambda trial: -trial.size)
         if self.goals.priorities[0] in _WITH_SIZE:
             return by_size[(len(by_size) - 1) // 2] if bounded else by_size[-1]
         return by_size[0]

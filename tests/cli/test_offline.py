@@ -99,8 +99,8 @@ INWARD = {
     "stop": ["stop", "--daemon"],
 }
 # `serve` is the daemon of the test itself; `launch` wants an address that another program can ask, and here is none;
-# `tune` is `fit`, `quantize`, `bench` and `quality`, and wants a real model.
-SELF = {"serve", "launch", "tune"}
+# `tune` and `compress` are `fit`, `quantize`, `bench` and `quality`, and want a real model.
+SELF = {"serve", "launch", "tune", "compress"}
 INPUT = {"create": "FROM tiny\nPARAMETER temperature 0.5\n", "login": "secret\n"}
 
 
