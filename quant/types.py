@@ -14,6 +14,8 @@ from math import prod
 
 from quant.errors import UnknownLevel, WrongShape
 
+# Types of bitnet.cpp, a copy of llama.cpp that has gone its own way.
+_OF_BITNET = {36: "I2_S", 37: "I8_S", 38: "TL1"}
 # GGUF's names: `blk.12.ffn_down_exps.weight` is the down projection of the experts in layer 12.
 _LAYER = re.compile(r"blk\.(\d+)\.")
 _ROLE = re.compile(r"(?:blk\.\d+\.)?(\w+?)(?:_exps|_shexp)?\.weight")
@@ -80,7 +82,8 @@ class QuantType(Enum):
         try:
             return _by_id()[number]
         except KeyError:
-            raise UnknownLevel(f"there is no GGML type number {number}", hint=_known()) from None
+            own = f", which bitnet.cpp alone calls {_OF_BITNET[number]}" if number in _OF_BITNET else ""
+            raise UnknownLevel(f"there is no GGML type number {number}{own}", hint=_known()) from None
 
     @staticmethod
     def by_name(name: str) -> QuantType:

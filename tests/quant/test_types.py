@@ -43,3 +43,5 @@ def test_lookup_by_name_and_number() -> None:
         with pytest.raises(UnknownLevel) as caught:
             lookup()
         assert "Q8_0" in caught.value.hint
+    with pytest.raises(UnknownLevel, match=r"type number 36, which bitnet\.cpp alone calls I2_S"):
+        QuantType.by_id(36)
