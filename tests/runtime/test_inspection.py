@@ -46,7 +46,10 @@ def test_the_cache_by_formula_is_llama_cpps(tmp_path: Path, name: str) -> None:
 _CACHES = {
     "deepseek32": Sketch("DeepseekV32ForCausalLM", INDEXED),
     "glm-dsa": Sketch("GlmMoeDsaForCausalLM", {**INDEXED, "indexer_types": ["full", "shared", "full"]}),
-    **{name.split(",")[0]: SKETCHES[name] for name in ("nanbeige", "minimax-01, m1", "openelm", "deci, blocks")},
+    **{
+        name.split(",")[0]: SKETCHES[name]
+        for name in ("nanbeige", "minimax-01, m1", "openelm", "deci, blocks", "bailingmoe3")
+    },
     "hrm_text": Sketch("HrmTextForCausalLM", {"num_key_value_heads": None, "head_dim": 32, "rms_norm_eps": 1e-6}),
 }
 
