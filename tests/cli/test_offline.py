@@ -61,7 +61,7 @@ OUTWARD = {
     "audit": ["audit", "push", "https://collector.example/lines"],
     "quality": ["quality", "tiny", "--against", "org/repo"],
     "compare": ["compare", "tiny", "other", "--against", "org/repo"],
-    "improve": ["improve", "org/kept"],
+    "improve": ["improve", "org/far"],
     "quantize": ["quantize", "org/kept", "--level", "Q4_K_M", "--effort", "quick"],
     "metrics": ["metrics", "push", "https://collector.example/v1/metrics"],
 }
@@ -212,6 +212,8 @@ def test_every_command_without_a_network(tmp_path: Path, traced: bool) -> None:
         notes = {"source": "org/kept", "level": "Q8_0", "content": "abc"}
         put(store, "org/kept:Q8_0", config={"model_format": "gguf", "file_type": "Q8_0", "lm": notes})
         put_better(store, put(store, "org/better:Q8_0", b"plain weights"))
+        notes = {"source": "org/far", "level": "Q4_K_M", "content": "abc"}
+        put(store, "org/far:Q4_K_M", config={"model_format": "gguf", "file_type": "Q4_K_M", "lm": notes})
     Ring(home / "metrics", 1 << 20).append(b"{}")
     write_key(tmp_path / "acme.key")
     script = tmp_path / "script.json"

@@ -141,7 +141,7 @@ def test_a_machine_that_is_idle_improves_its_models_by_itself_once(home: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["grams", "writing", "improved"])
+@pytest.mark.parametrize("step", ["grams", "planned", "improved"])
 def test_a_client_that_leaves_pauses_it_and_the_same_command_goes_on(home: Path, step: str) -> None:
     with Daemon(home, runtime="llama") as daemon:
         plain = blob(daemon)
@@ -159,7 +159,7 @@ def test_a_client_that_leaves_pauses_it_and_the_same_command_goes_on(home: Path,
 @pytest.mark.parametrize("deed", ["removed", "made anew", "asked for", "measured"])
 def test_a_model_may_be_used_in_any_way_while_it_is_improved(home: Path, deed: str) -> None:
     with Daemon(home, runtime="llama") as daemon:
-        response, steps = at(daemon, "writing")
+        response, steps = at(daemon, "planned")
         if deed == "removed":
             assert daemon.ask("DELETE", "/api/delete", {"model": NAME}).status == 200
         elif deed == "made anew":
