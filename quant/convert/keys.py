@@ -240,7 +240,12 @@ def filled(config: ModelConfig, name: str) -> ModelConfig:
     older = {new: config.values[old] for old, new in _OLDER.items() if old in entry["others"] and old in config.values}
     config = config.filled(older)
     config.looked_at |= {old for old in _OLDER if old in entry["others"]}
-    config = config.changed({new: config.values[old] for old, new in entry["aliases"].items() if old in config.values})
+    # Where a file has a key by both names, the older one counts, unless it is the name of the class's field.
+    given, fields = config.values, entry["defaults"]
+    for one, other in (
+        (new, old) if new in fields or new not in given else (old, new) for old, new in entry["aliases"].items()
+    ):
+        config = config.changed({one: given[other]}) if other in given else config
     config = config.filled({old: config.values[new] for old, new in entry["aliases"].items() if new in config.values})
     defaults = {
         key: value

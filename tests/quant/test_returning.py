@@ -104,6 +104,10 @@ def test_the_tensors_of_every_other_table_come_back(name: str, tmp_path: Path) -
     check_equal(Folder(sketch((SKETCHES | PREDICTING)[name], tmp_path / "model")), tmp_path / "m.gguf")
 
 
+# Rows that transformers saves by other names than their makers do.
+RENAMED = ("kimi-linear",)
+
+
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", ZOO)
@@ -113,6 +117,8 @@ def test_the_tensors_of_transformers_come_back(name: str, tmp_path: Path) -> Non
         with pytest.raises(UnsupportedModel, match=REFUSED[name]), returned(folder, tmp_path / "m.gguf"):
             pass
         return
+    if name in RENAMED:
+        pytest.skip("it comes back by its published names, which transformers reads as well")
     check_equal(folder, tmp_path / "m.gguf")
 
 
@@ -124,7 +130,11 @@ def folder_of(shards: list[Shard], back: Return, header: Header, read: Read, dty
 @pytest.mark.oracle
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
-    "name", ["llama", "qwen3moe", "gemma3, sees", "llama, llava", "qwen2, vl", "gpt2", "bert, xlm-roberta", "mamba2"]
+    "name",
+    [
+        *("llama", "qwen3moe", "gemma3, sees", "llama, llava", "qwen2, vl", "gpt2", "bert, xlm-roberta", "mamba2"),
+        *RENAMED,
+    ],
 )
 def test_transformers_loads_the_folder_and_computes_the_same(name: str, tmp_path: Path) -> None:
     """A model that also sees comes back as its language model, which is of another class."""

@@ -46,7 +46,7 @@ def _usual(config: ModelConfig) -> ModelConfig:
         found["layer_types"] = _kinds(given, count_layers(config))
     most = config.get("model_max_length") or config.get("max_position_embeddings")
     renamed = {"n_routed_experts": config.get("num_experts"), "max_position_embeddings": most, "rope_scaling": None}
-    return config.changed({**found, **renamed})
+    return config.changed({**found, **renamed}).filled({"first_k_dense_replace": 1})
 
 
 def _kinds(given: ModelConfig, layers: int) -> list[str]:
