@@ -19,11 +19,21 @@ Line = dict[str, Any]
 _AUTO = "auto:"
 
 
-def parts_of(*, vocabulary: str | None, layers: str | None, experts: str | None, text: str | None) -> Line:
-    """The fields of a body that say what goes; by the file `text` layers and experts are judged. Raises Failure."""
+def parts_of(
+    *,
+    vocabulary: str | None,
+    layers: str | None,
+    experts: str | None,
+    width: float | None = None,
+    level: str | None = None,
+    text: str | None,
+) -> Line:
+    """The fields of a body that say what goes; by the file `text` parts are judged. Raises Failure."""
     body: Line = _tokens(vocabulary) if vocabulary else {}
     body |= _layers(layers) if layers else {}
     body |= {"experts": _share(experts)} if experts else {}
+    body |= {"width": width} if width is not None else {}
+    body |= {"level": level} if level else {}
     body |= {"sample": text_of(text), "sample_name": Path(text).stem if text != "-" else "text"} if text else {}
     return body
 

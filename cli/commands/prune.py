@@ -9,13 +9,13 @@ import click
 
 from cli import console
 from cli.client import Client
-from cli.completing import complete_names
+from cli.completing import complete_levels, complete_names
 from cli.cutting import cut, parts_of
 from cli.errors import Failure
 from runtime.units import size_text
 
 # Options that say what goes from a model.
-_PARTS = ("vocabulary", "layers", "experts", "text")
+_PARTS = ("vocabulary", "layers", "experts", "width", "level", "text")
 
 
 @click.command()
@@ -23,7 +23,9 @@ _PARTS = ("vocabulary", "layers", "experts", "text")
 @click.option("--vocabulary", metavar="LANGUAGES|FILE", help="Tokens to keep in NAME: `en`, `de,ru`, or a text's.")
 @click.option("--layers", metavar="NUMBERS|auto:N", help="Layers to drop from NAME, from 0: `2,5`; or N of them.")
 @click.option("--experts", metavar="SHARE|idle", help="Experts to keep in each layer of NAME: `0.5`, or all with work.")
-@click.option("--text", metavar="FILE", help="Judge layers and experts on this text instead of lm's own; `-` is stdin.")
+@click.option("--width", type=float, metavar="SHARE", help="Channels to keep in each feed-forward of NAME: `0.8`.")
+@click.option("--level", metavar="LEVEL", shell_complete=complete_levels, help="With `--width`: the level to make.")
+@click.option("--text", metavar="FILE", help="Judge by this text instead of lm's own; `-` is stdin.")
 @click.option("--as", "new", metavar="NEW", help="The name of the smaller model.")
 @click.option("--paused", is_flag=True, help="Without NAME: remove paused pulls, too.")
 @click.option("--yes", "-y", is_flag=True, help="Without NAME: do not ask.")
@@ -37,7 +39,8 @@ def command(name: str | None, **options: Any) -> None:
     With NAME a smaller model is made of that one, which stays as it is. `--vocabulary` drops the tokens that no text in
     the named languages has, or that the text in a file does not use. Such texts keep their tokens, and any other text
     still has some. `--layers` drops layers, which costs quality. `--experts` drops experts of a mixture: experts
-    without work first, then experts that add little to a text.
+    without work first, then experts that add little to a text. `--width`
+    drops channels of each feed-forward, fits the others to do their work, and makes the level anew from whole weights.
     """
     parts, of_disk = ({key: options.pop(key) for key in keys} for keys in (_PARTS, ("paused", "yes")))
     if name is None:

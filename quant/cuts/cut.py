@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from quant.cuts.experts import Experts
 from quant.cuts.layers import without_layers
 from quant.cuts.scripts import Scripts
 from quant.cuts.vocabulary import WholeVocabulary
+from quant.cuts.width import narrowed, width_of
 from quant.cuts.wish import Cut
 from quant.errors import UnsupportedModel
 from quant.notes import CUT
@@ -28,10 +30,12 @@ def cut(plan: ModelPlan, wish: Cut) -> CutPlan:
     """The plan without what the wish drops.
 
     Raises UnsupportedModel for a model of which this cannot be cut, where nothing would be dropped, and for a plan that
-    is not of a GGUF file which is copied.
+    is not of a GGUF file which is copied, unless channels are dropped.
     """
     if wish.empty:
         return CutPlan(plan, "")
+    if wish.width:
+        return _width(plan, wish)
     if not plan.level:
         raise UnsupportedModel("only a model that is here can be cut", "pull it first")
     note: dict[str, Any] = {}
@@ -46,6 +50,17 @@ def cut(plan: ModelPlan, wish: Cut) -> CutPlan:
     order = {shard: number for number, shard in enumerate(plan.shards)}
     tensors = tuple(sorted(plan.tensors, key=lambda tensor: (order[tensor.shard], tensor.offset)))  # to be read once
     return CutPlan(replace(plan, metadata=metadata, tensors=tensors, translated=True), "; ".join(clauses))
+
+
+def _width(plan: ModelPlan, wish: Cut) -> CutPlan:
+    """The plan of weights that are quantized anew, with fewer channels."""
+    before, narrow = width_of(plan), narrowed(plan, Path(wish.width))
+    after = width_of(narrow)
+    note = {"width": {"kept": after, "of": before, "by": wish.read}}
+    reason = f"{after:,} of {before:,} channels stay in each feed-forward, fitted to do the others' work on {wish.read}"
+    return CutPlan(
+        replace(narrow, metadata={**plan.metadata, **narrow.metadata, CUT: json.dumps(_earlier(plan) | note)}), reason
+    )
 
 
 def _experts(plan: ModelPlan, wish: Cut, note: dict[str, Any], clauses: list[str]) -> ModelPlan:

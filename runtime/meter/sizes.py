@@ -40,6 +40,12 @@ def collecting_bytes(plan: ModelPlan, vocabulary: int, window: int) -> int:
     return _SUM * sums + _COUNTS * len(matrices) + 2 * (window // 2) * vocabulary * _F32
 
 
+def narrowing_bytes(plan: ModelPlan, window: int) -> int:
+    """Bytes of memory for choosing channels of feed-forwards: copies of a Gram matrix, of its inverse, of factors."""
+    widest = max((each.columns for each in plan.tensors if each.role == "ffn_down" and len(each.shape) == 2), default=0)
+    return 8 * _F32 * widest**2 + gram_bytes(plan, window)
+
+
 def gram_bytes(plan: ModelPlan, window: int) -> int:
     """Bytes of memory for Gram matrices that are collected at a time: as many as fit a bound, at least the largest."""
     widest = max((each.columns for each in plan.tensors if each.layer is not None and len(each.shape) == 2), default=0)

@@ -114,7 +114,7 @@ class Create:
         """Make the file of the weights; lines while it goes on."""
         wish, self._weights = self._wish, weights
         source, cut = wish.path or wish.files, wish.cut
-        if wish.model is not None and base is not None and (layer := base.layer(manifest.MODEL)):
+        if wish.model is not None and base is not None and not wish.path and (layer := base.layer(manifest.MODEL)):
             source = {"model.gguf": layer.digest}
             cut = await completed(self._config, wish, wish.model.blob)
         async with aclosing(

@@ -22,6 +22,7 @@ class CreateWish:
     `parameters` are checked. `base_source` is the source of the model for which adapters are converted, "" unknown.
     `origin` says where a `path` comes from, which is the path itself where it is None.
     With `statistics` errors are weighed by them while a level is made.
+    A `path` beside a `model` has the same weights at another level, to be made of.
     `cut` drops parts of the `model`; the text `sample` says which tokens stay, and must have the same ones afterwards.
     `marks` are entries of the config that change nothing here: renderer, parser, requires.
     """

@@ -34,8 +34,12 @@ _LONGEST = 500
 
 
 def gguf_entries(source: Source, plan: ModelPlan, level: str) -> dict[str, Any]:
-    """Metadata for the GGUF file: its source, the digests of the source's files, level, sampling, our version."""
-    entries: dict[str, Any] = {notes.VERSION: VERSION, notes.LEVEL: level, notes.SOURCE: source.url}
+    """Metadata for the GGUF file: its source, the digests of the source's files, level, sampling, our version.
+
+    A plan that is cut keeps the source in its metadata: it is made of a file that goes afterwards.
+    """
+    url = plan.metadata.get(notes.SOURCE, "") if notes.CUT in plan.metadata else source.url
+    entries: dict[str, Any] = {notes.VERSION: VERSION, notes.LEVEL: level, notes.SOURCE: url}
     entries |= sampling_entries(recommended(plan))
     if source.revision:
         entries |= {"general.author": source.owner, "general.organization": source.owner} if source.owner else {}

@@ -8,7 +8,7 @@ import msgspec
 
 from server.children.frames import ErrorReport
 
-Step = Literal["text", "reference", "model", "statistics", "grams", "harms", "experts", "layers"]
+Step = Literal["text", "reference", "model", "statistics", "grams", "harms", "experts", "layers", "width"]
 
 
 class MeterTask(msgspec.Struct, tag="meter"):
@@ -19,7 +19,8 @@ class MeterTask(msgspec.Struct, tag="meter"):
     (`runtime/meter/learning.py`), in `folder`; for `grams` their products. For `harms` it is measured what each type
     of each matrix would do to the output, with errors `fed` back or not, by the statistics there; compiled kernels lie
     in the folder `kernels`. The others are surveys of the model's parts (`runtime/meter/surveying.py`), and only its
-    `text` lies in the folder; `count` layers are chosen to go. `digest` names the model's records. `text` is a file, ""
+    `text` lies in the folder; `count` layers are chosen to go. For `width` it is `count` channels that stay, and what
+    is chosen lies in the folder. `digest` names the model's records. `text` is a file, ""
     for lm's held-out text, or its calibration text. `windows` is the most windows, `window` the tokens of each. `name`
     and `reference` are for messages. `learned` marks the text that the model's quantizer saw
     (`runtime.meter.passages.Passage.marks`). `before` is the `digest` of a model that has read the same windows, "" for

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Send = Callable[[msgspec.Struct], None]
 VOCABULARY = "vocabulary"
-_LEARNING, _SURVEYS = ("statistics", "grams", "harms"), ("experts", "layers")
+_LEARNING, _SURVEYS = ("statistics", "grams", "harms"), ("experts", "layers", "width")
 
 
 def main(argv: list[str]) -> int:
@@ -139,12 +139,17 @@ def _learn(task: MeterTask, passage: Passage, send: Send) -> ReadThrough:
 
 def _survey(task: MeterTask, passage: Passage, send: Send) -> ReadThrough:
     """Look at what a model's parts do. Raises as `measure`."""
+    from runtime.meter.narrowing import NarrowTarget, narrow_layers
     from runtime.meter.surveying import survey_experts, survey_layers
 
     path, reading = Path(task.path), _reading(task, send)
+    figures: dict[str, Any]
     with _finite(task):
         if task.step == "experts":
             figures = survey_experts(path, passage, **reading)._asdict()
+        elif task.step == "width":
+            layers = narrow_layers(path, passage, NarrowTarget(Path(task.folder), task.count), **reading)
+            figures = {"layers": [each._asdict() for each in layers]}
         else:
             gone = survey_layers(path, passage, count=task.count, **reading)
             figures = {"gone": [each._asdict() for each in gone]}

@@ -81,6 +81,12 @@ def test_the_layer_that_is_missed_least_is_chosen(daemon: Daemon) -> None:
         ({"vocabulary": ["klingon"]}, "no language or script that is known"),
         ({"layers": [6]}, "there is no layer 6"),
         ({"layers": [0, 1, 2, 3, 4, 5]}, "no layer would stay"),
+        ({"width": 1}, "no share of the width"),
+        ({"width": -0.5}, "no share of the width"),
+        ({"width": 0.9, "layers": [2]}, "goes alone"),
+        ({"width": 0.05}, "no channel would stay"),
+        ({"width": 0.67, "level": "Q9"}, "Q9"),
+        ({"layers": [2], "level": "Q4_K_M"}, "only another `width`"),
         ({"fewer_layers": 2}, "at most 1 of them"),
         ({"fewer_layers": -1}, "no number of layers"),
         ({"fewer_layers": 1, "layers": [2]}, "goes alone"),
@@ -117,3 +123,16 @@ def test_the_command_shows_what_would_go_and_keeps_nothing_of_it(daemon: Daemon)
         assert done.code != 0 and "hint:" in done.err and "Traceback" not in done.err, done
     made = cli("prune", "demo", "--layers", "3", "--as", "three", "--json")
     assert json.loads(made.out.splitlines()[-1])["name"] == "three:latest", made
+
+
+def test_a_narrower_model_is_made_of_the_source(daemon: Daemon) -> None:
+    made = lines(daemon, width=0.67, level="Q4_K_M", name="narrow")
+    assert made[-1]["status"] == "success" and made[-1]["name"] == "narrow:latest", made[-1]
+    said = " ".join(line["status"] for line in made)
+    for words in ("a lower level", "dead channels", "512 of 768 channels stay", "lm's calibration text"):
+        assert words in said, said
+    shown = daemon.post("/api/show", {"model": "narrow"}).json
+    assert shown["model_info"]["llama.feed_forward_length"] == 512 and "512 of 768" in shown["lm"]["reason"]
+    assert shown["details"]["quantization_level"] == "Q4_K_M" and "narrowing" not in json.dumps(shown)
+    assert shown["details"]["parent_model"].startswith("demo") and greedy(daemon, "narrow")
+    assert not list((daemon.home / "cache").glob("narrowing")), "nothing is left behind"

@@ -19,6 +19,7 @@ from registry.store.model import Model
 from registry.words import AUTO, canonical_level
 from server.access.callers import caller_of
 from server.api.fields import KnownFields
+from server.api.lm.whole import whole_copy
 from server.api.request import LOG_NOTE, read, require, require_name, resolve_model
 from server.api.sources import callers_hub
 from server.api.streaming import stream_lines
@@ -33,7 +34,6 @@ from server.quality.wish import QualityWish
 from server.services import SERVICES, Services
 
 Line = dict[str, Any]
-_WHOLE = ("F32", "BF16", "F16")
 _EFFORTS: dict[str, Effort] = {"quick": "quick", "importance": "importance", "best": "best"}
 
 
@@ -94,7 +94,7 @@ class _Work:
         Raises Unsupported where neither is known, and as `Learning.lines`, `Jobs.follow` and `Creates.lines`.
         """
         source = source_at(self._model, self._level)
-        copy = None if source else await self._copy()
+        copy = None if source else await whole_copy(self._services, self._model)
         if source is None and copy is None:
             raise Unsupported(
                 f"nobody knows the weights that `{self._model.name}` was made of",
@@ -144,13 +144,6 @@ class _Work:
         assert copy is not None
         name = model.key.tagged(self._level)
         return services.creates.lines(CreateWish(name, copy, level=self._level, statistics=statistics))
-
-    async def _copy(self) -> Model | None:
-        """A copy of the whole weights that is here: the model, or another level of it."""
-        bare = self._model.key.tagged(None)
-        here = [each for each in await self._services.library.models() if each.key.tagged(None).same(bare)]
-        whole = [each for each in here if each.config.get("file_type") in _WHOLE and not each.problem]
-        return next((each for each in whole if each.digest == self._model.digest), next(iter(whole), None))
 
 
 def _level(text: str) -> str:
