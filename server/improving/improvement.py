@@ -127,7 +127,8 @@ class Improvement:
         """Measure the file that was made beside the model's own, and keep the better one."""
         model, store = self._wish.model, self._store
         variant = _as_model(model, made)
-        weights = (await asyncio.to_thread(store.contents, model)).layer(manifest.MODEL)
+        now = await asyncio.to_thread(self._as_it_is)
+        weights = (await asyncio.to_thread(store.contents, now)).layer(manifest.MODEL)
         assert weights is not None
         if variant.size > weights.size + _HEADER:
             sizes = f"{size_text(variant.size)} instead of {size_text(weights.size)}"
@@ -180,12 +181,16 @@ class Improvement:
 
     def _keep_card(self, card: Line) -> Model:
         """Keep the card of the older file with the model as it is by now. Raises Conflict for other weights."""
+        return self._store.attach(self._as_it_is(), Staged.json(card, manifest.QUALITY))
+
+    def _as_it_is(self) -> Model:
+        """The model as the store has it by now. Raises Conflict where it is gone, or has other weights."""
         model = self._wish.model
         now = self._store.read(model.key)
         if now is None or now.blob_digest != model.blob_digest:
             what = "was removed" if now is None else "was brought in anew"
             raise Conflict(f"`{model.name}` {what} while it was improved", "nothing of it was changed")
-        return self._store.attach(now, Staged.json(card, manifest.QUALITY))
+        return now
 
     async def _drop(self, made: Made) -> None:
         await asyncio.to_thread(self._store.abandon, made.ingest)

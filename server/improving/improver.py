@@ -308,6 +308,7 @@ class Improver:
             return
         with contextlib.suppress(RegistryError):
             await asyncio.to_thread(self._drop_beside, model.name)
+            await self._library.collect(self._pool.open_blobs())  # its weights, where it was removed meanwhile
             await self._note(model, "failed", str(Problem.of(error).message))
 
     async def _cancel(self, run: Run) -> None:
