@@ -195,6 +195,12 @@ WITHOUT_EFFECT = frozenset(
         "use_clipped_linears",
         "attention_invalid_logits_value",
         "attention_logit_cap",
+        "conf_attention_chunk_size",
+        "conf_attention_context_left",
+        "conf_attention_context_right",
+        "conf_attention_logit_cap",
+        "conf_num_attention_heads",
+        "gradient_clipping",
         "attention_chunk_size",
         *COUNTING,
     }
