@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -15,10 +16,12 @@ from cli.errors import Failure
 from cli.tuning import CutWay
 
 # Techniques beside `quantize`, the plain ladder of levels, which is always tried.
-TECHNIQUES = ("vocabulary", "experts", "layers")
-# Shares of experts that stay, and the largest share of layers that goes (more is hardly ever worth it).
-_EXPERTS, _LAYERS = (0.75, 0.5), 0.15
+TECHNIQUES = ("vocabulary", "experts", "layers", "width")
+# Shares of experts and of channels that stay, and the largest share of layers that goes: more is hardly ever worth it.
+_EXPERTS, _WIDTHS, _LAYERS = (0.75, 0.5), (0.85, 0.7), 0.15
+_STEP = 256
 _OF_EXPERTS = "_exps."
+_WIDE = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.weight")
 # The least share of bytes for which tokens are cut.
 _LEAST = 0.01
 
@@ -63,7 +66,19 @@ def ways(
         for count in sorted({1, most}):
             parts = parts_of(vocabulary=None, layers=f"auto:{count}", experts=None, text=text)
             found["a layer" if count == 1 else f"{count} layers"] = CutWay(parts, share * count)
+    if "width" in wanted and (share := sum(size for each, size in sizes.items() if _WIDE.fullmatch(each)) / every):
+        for kept in _widths(info.get(f"{architecture}.feed_forward_length")):
+            parts = parts_of(vocabulary=None, layers=None, experts=None, width=kept, text=text)
+            found[f"{1 - kept:.0%} of the width"] = CutWay(parts, share * (1 - kept), anew=True)
     return found
+
+
+def _widths(channels: object) -> list[float]:
+    """The shares of N channels that can stay, in steps of a super-block."""
+    if not isinstance(channels, int):
+        return []
+    steps = sorted({round(share * channels / _STEP) for share in _WIDTHS} - {0, channels // _STEP}, reverse=True)
+    return [step * _STEP / channels for step in steps if step * _STEP < channels]
 
 
 def techniques(text: str | None) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ _WINDOW = 512  # tokens
 _READ, _WRITTEN, _RUNS = 256, 48, 3
 # The most bytes of a source that is read at F32 as the reference of a cut level.
 _AT_F32 = 4 << 30
+# Codes of refusals that are about one cut alone.
+_UNFIT = ("unsupported_model", "bad_request", "bad_body")
 _SOURCES = {name: metric.source for name, metric in METRICS.items()}
 
 
@@ -31,12 +33,14 @@ _SOURCES = {name: metric.source for name, metric in METRICS.items()}
 class CutWay:
     """A way to leave parts of a model out: `parts` are fields of `/lm/cut`, `share` the share of bytes that goes.
 
-    `exact` where the logits that remain are equal to the whole level's: then its divergence is known.
+    `exact` where the logits that remain are equal to the whole level's: then its divergence is known. `anew` where the
+    level is made anew of whole weights, and not cut out of the level's file.
     """
 
     parts: Mapping[str, Any]
     share: float
     exact: bool = False
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,13 @@ class Tuning:
                 return
             tell(move)
             level = self.search.trials[move.name].candidate
-            figures = self._speed(self._file(level)) if move.act == "speed" else self._quality(level)
+            try:
+                figures = self._speed(self._file(level)) if move.act == "speed" else self._quality(level)
+            except Failure as error:
+                if not level.cut or error.code not in _UNFIT:
+                    raise
+                self.search.give_up(move.name, str(error))
+                continue
             self.search.add(move.name, figures)
             if not self._wish.text:
                 body = {"model": self.model, "made": self._key(level), "figures": figures}
@@ -175,9 +185,11 @@ class Tuning:
     def _file(self, level: TuneLevel) -> str:
         """The name of a level that is here; it is made where it is not. Raises Failure."""
         if level.name not in self._here:
-            if level.cut:
-                whole = self._file(TuneLevel(level.level, {}))
-                body = {"model": whole, **self._parts(level.cut)}
+            if level.cut and self._wish.cuts[level.cut].anew:
+                body = {"model": self.model, "level": level.level, **self._parts(level.cut), **self._client.hub()}
+                lines = self._client.stream("/lm/cut", body)
+            elif level.cut:
+                body = {"model": self._file(TuneLevel(level.level, {})), **self._parts(level.cut)}
                 lines = self._client.stream("/lm/cut", body)
             else:
                 body = {"model": self.model, "level": level.level, "effort": self._wish.effort, **self._client.hub()}

@@ -26,7 +26,7 @@ from server.tuning.goals import METRICS, shown
 )
 @click.option("--for", "purpose", metavar="LANGUAGES|FILE", help="What the model is for: `en`, `de,fr`, or a text's.")
 @click.option("--max-time", default="2h", show_default=True, metavar="TIME", help="Begin no step after this long.")
-@click.option("--try", "tried", metavar="WAYS", help="Of `vocabulary`, `experts`, `layers`; by default all.")
+@click.option("--try", "tried", metavar="WAYS", help="Of `vocabulary`, `experts`, `layers`, `width`; by default all.")
 @click.option(
     "--effort",
     type=click.Choice(("quick", "importance", "best")),
@@ -51,7 +51,7 @@ def command(  # noqa: PLR0913  click gives each option by its name
     keep: bool,
     as_json: bool,
 ) -> None:
-    """Make a model smaller or faster by whatever pays: a lower level, fewer tokens, experts or layers.
+    """Make a model smaller or faster by whatever pays: a lower level, fewer tokens, experts, layers or channels.
 
     Each way is measured beside the plain ladder of levels, and the best model that meets the goals stays. A lower
     level wins nearly always; then it is made, and the figures say why the others lost. NAME itself stays as it is.

@@ -46,11 +46,15 @@ class TuneLevel:
 
 @dataclass
 class Trial:
-    """A level with the figures that are known of it. `recorded` where they come from an earlier tune."""
+    """A level with the figures that are known of it. `recorded` where they come from an earlier tune.
+
+    `fault` says why it cannot be made, "" where it can.
+    """
 
     candidate: TuneLevel
     figures: dict[str, float] = field(default_factory=dict)
     recorded: bool = False
+    fault: str = ""
 
     @property
     def cut(self) -> str:
@@ -94,6 +98,10 @@ class Search:
         self.trials[name].figures.update(figures)
         self.trials[name].recorded = False
 
+    def give_up(self, name: str, fault: str) -> None:
+        """Note that a level cannot be made, and why."""
+        self.trials[name].fault = fault
+
     def next(self) -> Move | None:
         """The next step; None where no other level can be the best."""
         open_ones = [trial for trial in self.trials.values() if not self.lost(trial) and self._unknown(trial)]
@@ -129,6 +137,8 @@ class Search:
 
     def lost(self, trial: Trial) -> str:
         """Why a level cannot be the best; "" where it still can."""
+        if trial.fault:
+            return f"cannot be made: {trial.fault}"
         if missed := self.goals.lacks(trial.figures):
             name = max(missed, key=lambda each: missed[each])
             return f"has {_figure(name, trial.figures[name])}; the goal is {self._bound(name)}"
