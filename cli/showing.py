@@ -1,15 +1,39 @@
-"""A tune or a compression, shown: its steps, its table, the reasons why levels lost, and its end."""
+"""A tune or a compression at the terminal: its options, its steps, its table, the reasons why levels lost, its end."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
 
 from cli import console
 from cli.errors import Failure
 from cli.tuning import Tuning
-from server.tuning.goals import BadGoal, Goals, shown
+from server.tuning.goals import METRICS, BadGoal, Goals, shown
 from server.tuning.search import Move
 from server.values import duration
 
 _COLUMNS = ("size", "memory", "tokens/s", "prompt tokens/s", "kl", "kl99.9", "top1")
+
+
+def goal_option(example: str) -> Callable[[Any], Any]:
+    """`--goal`, with an example for the help."""
+    text = f"Bounds and priorities, such as {example}. Figures: {', '.join(METRICS)}."
+    return click.option("--goal", required=True, metavar="GOALS", help=text)
+
+
+def time_option(default: str) -> Callable[[Any], Any]:
+    """`--max-time`."""
+    text = "Begin no step after this long."
+    return click.option("--max-time", default=default, show_default=True, metavar="TIME", help=text)
+
+
+def effort_option(default: str) -> Callable[[Any], Any]:
+    """`--effort`."""
+    kinds = click.Choice(("quick", "importance", "best"))
+    text = "How levels are made, as for `lm quantize`."
+    return click.option("--effort", type=kinds, default=default, show_default=True, help=text)
 
 
 def goals_of(text: str) -> Goals:

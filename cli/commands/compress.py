@@ -11,29 +11,18 @@ from cli.compressing import techniques, ways
 from cli.errors import Failure
 from cli.measuring import windows_option
 from cli.naming import explaining, reference
-from cli.showing import conclude, facts, goals_of, print_tune, seconds_of, tell
+from cli.showing import conclude, effort_option, facts, goal_option, goals_of, print_tune, seconds_of, tell, time_option
 from cli.tuning import TuneWish, Tuning
-from server.tuning.goals import METRICS, shown
+from server.tuning.goals import shown
 
 
 @click.command()
 @click.argument("name", shell_complete=complete_names)
-@click.option(
-    "--goal",
-    required=True,
-    metavar="GOALS",
-    help=f"Bounds and priorities, such as `size<=1.5GB` or `tokens/s>=10`. Figures: {', '.join(METRICS)}.",
-)
+@goal_option("`size<=1.5GB` or `tokens/s>=10`")
 @click.option("--for", "purpose", metavar="LANGUAGES|FILE", help="What the model is for: `en`, `de,fr`, or a text's.")
-@click.option("--max-time", default="2h", show_default=True, metavar="TIME", help="Begin no step after this long.")
+@time_option("2h")
 @click.option("--try", "tried", metavar="WAYS", help="Of `vocabulary`, `experts`, `layers`, `width`; by default all.")
-@click.option(
-    "--effort",
-    type=click.Choice(("quick", "importance", "best")),
-    default="best",
-    show_default=True,
-    help="How levels are made, as for `lm quantize`.",
-)
+@effort_option("best")
 @windows_option
 @click.option("--dry-run", is_flag=True, help="Only say what would be tried, and what is expected.")
 @click.option("--keep", is_flag=True, help="Keep every model that was made, and not the best one alone.")

@@ -11,28 +11,16 @@ from cli.client import Client
 from cli.completing import complete_names
 from cli.measuring import text_of, text_option, windows_option
 from cli.naming import explaining, reference
-from cli.showing import conclude, facts, goals_of, print_tune, seconds_of, tell
+from cli.showing import conclude, effort_option, facts, goal_option, goals_of, print_tune, seconds_of, tell, time_option
 from cli.tuning import TuneWish, Tuning
-from server.tuning.goals import METRICS
 
 
 @click.command()
 @click.argument("name", shell_complete=complete_names)
-@click.option(
-    "--goal",
-    required=True,
-    metavar="GOALS",
-    help=f"Bounds and priorities, such as `kl<=0.02, tokens/s>=8, max tokens/s`. Figures: {', '.join(METRICS)}.",
-)
-@click.option("--max-time", default="20m", show_default=True, metavar="TIME", help="Begin no step after this long.")
+@goal_option("`kl<=0.02, tokens/s>=8, max tokens/s`")
+@time_option("20m")
 @click.option("--try", "levels", metavar="LEVELS", help="Try these alone, such as `Q4_K_M,Q5_K_M,4.5bpw`.")
-@click.option(
-    "--effort",
-    type=click.Choice(("quick", "importance", "best")),
-    default="importance",
-    show_default=True,
-    help="How levels are made, as for `lm quantize`.",
-)
+@effort_option("importance")
 @text_option
 @windows_option
 @click.option("--keep", is_flag=True, help="Keep every level that was made, and not the best one alone.")
