@@ -25,7 +25,8 @@ from quant.convert.planning import plan_model
 from quant.cuts.channels import choose
 from quant.cuts.experts import Experts
 from quant.cuts.layers import without_layers
-from quant.cuts.width import kept_of, narrowed, width_of
+from quant.cuts.steps import kept_of, width_of
+from quant.cuts.width import narrowed
 from quant.plan import ModelPlan
 from registry.sources.opening import DEMO
 from runtime.llama.library import usable_threads

@@ -19,7 +19,6 @@ from cli.tuning import CutWay
 TECHNIQUES = ("vocabulary", "experts", "layers", "width")
 # Shares of experts and of channels that stay, and the largest share of layers that goes: more is hardly ever worth it.
 _EXPERTS, _WIDTHS, _LAYERS = (0.75, 0.5), (0.85, 0.7), 0.15
-_STEP = 256
 _OF_EXPERTS = "_exps."
 _WIDE = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.weight")
 # The least share of bytes for which tokens are cut.
@@ -74,11 +73,12 @@ def ways(
 
 
 def _widths(channels: object) -> list[float]:
-    """The shares of N channels that can stay, in steps of a super-block."""
+    """The shares of N channels that can stay, in the steps of `lm prune`."""
     if not isinstance(channels, int):
         return []
-    steps = sorted({round(share * channels / _STEP) for share in _WIDTHS} - {0, channels // _STEP}, reverse=True)
-    return [step * _STEP / channels for step in steps if step * _STEP < channels]
+    size = 256 if channels % 256 == 0 else 32
+    steps = {round(share * channels / size) for share in _WIDTHS}
+    return [step * size / channels for step in sorted(steps, reverse=True) if 0 < step * size < channels]
 
 
 def techniques(text: str | None) -> tuple[str, ...]:

@@ -27,7 +27,8 @@ MOST_MB, MOST_COMPRESSED_MB = 550, 220
 
 def pins() -> dict[str, str]:
     lines = (ROOT / "containers" / "constraints.txt").read_text().splitlines()
-    return dict(line.split("==") for line in lines if "==" in line)
+    pairs = (line.split("==") for line in lines if "==" in line)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pairs}
 
 
 def test_all_that_lm_needs_is_pinned() -> None:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from quant.cuts.experts import Experts
 from quant.cuts.layers import without_layers
 from quant.cuts.scripts import Scripts
+from quant.cuts.steps import width_of
 from quant.cuts.vocabulary import WholeVocabulary
-from quant.cuts.width import narrowed, width_of
+from quant.cuts.width import narrowed
 from quant.cuts.wish import Cut
 from quant.errors import UnsupportedModel
 from quant.notes import CUT

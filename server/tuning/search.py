@@ -19,10 +19,11 @@ from typing import Literal
 from server.tuning.goals import METRICS, Figures, Goals, shown
 
 Act = Literal["speed", "quality"]
-_MEMORY, _ALIKE = 1.05, 1.03
+_NEAR, _ALIKE = 1.05, 1.03
 _UNSURE, _SURE = 2.0, 1.25
-# Figures that a file's size decides.
+# Figures that a file's size decides: among levels that are cut alike, and, but for speeds, among all.
 _WITH_SIZE = {name for name, metric in METRICS.items() if metric.source != "quality"}
+_SPEEDS = {name for name, metric in METRICS.items() if metric.unit == "tokens/s"}
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,7 @@ class Search:
             if bound.name in trial.figures or bound.name not in expected:
                 continue
             value = self._expected(trial, bound.name)
-            margin = _MEMORY if bound.name == "memory" or trial.cut else 1.0 if bound.name == "size" else None
-            margin = margin or self._margin(bound.name)
+            margin = self._margin(trial, bound.name)
             less = METRICS[bound.name].better == "less"
             if bound.lack(value / margin if less else value * margin):
                 return f"would have about {_figure(bound.name, value)}; the goal is {bound.text}"
@@ -165,13 +165,13 @@ class Search:
         for other in self.trials.values():
             if other is trial or not other.figures:
                 continue
-            larger, no_better = trial.size > other.size * _ALIKE, self._is_no_better(trial, other)
+            no_better = self._is_no_better(trial, other)
             for name in self.goals.lacks(other.figures):
-                if (larger and name in _WITH_SIZE) or (no_better and name not in _WITH_SIZE):
+                if self._is_larger(trial, other, name) if name in _WITH_SIZE else no_better:
                     way = "larger" if name in _WITH_SIZE else "smaller" if trial.cut == other.cut else "no better"
                     return f"is {way} than {other.candidate.name}, which has {_figure(name, other.figures[name])}"
         best, first = self.best, self.goals.priorities[0]
-        if best is not None and first in _WITH_SIZE and trial.size > best.size * _ALIKE:
+        if best is not None and first in _WITH_SIZE and self._is_larger(trial, best, first):
             return f"is larger than {best.candidate.name}, which meets the goals"
         # A cut that costs nothing makes the same level smaller and faster, so it is tried.
         alike = best is not None and first not in _WITH_SIZE and best.cut in (trial.cut, "")
@@ -179,6 +179,10 @@ class Search:
             part = "is" if trial.cut == best.cut else "is cut of a level that is"
             return f"{part} smaller than {best.candidate.name}, which meets the goals"
         return ""
+
+    def _is_larger(self, trial: Trial, other: Trial, name: str) -> bool:
+        """Whether a level is so much larger than the other that this figure, which its size decides, is worse."""
+        return trial.size > other.size * _ALIKE and (trial.cut == other.cut or name not in _SPEEDS)
 
     def _is_no_better(self, trial: Trial, other: Trial) -> bool:
         """Whether a level's divergence cannot be smaller than the other's, which is whole or cut alike."""
@@ -209,7 +213,12 @@ class Search:
         off = self._off(name)
         return trial.candidate.predicted[name] * (statistics.median(off) if off else 1.0)
 
-    def _margin(self, name: str) -> float:
+    def _margin(self, trial: Trial, name: str) -> float:
+        """The factor by which a prediction may be wrong."""
+        if name == "size" and not trial.cut:
+            return 1.0
+        if name in ("size", "memory"):
+            return _NEAR
         return _SURE if self._off(name) else _UNSURE
 
     def _off(self, name: str) -> list[float]:

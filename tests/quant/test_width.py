@@ -13,7 +13,8 @@ import pytest
 from quant.convert.gguf.source import plan_gguf
 from quant.cuts.channels import choose
 from quant.cuts.cut import cut
-from quant.cuts.width import kept_of, narrowed, save, width_of
+from quant.cuts.steps import kept_of, width_of
+from quant.cuts.width import narrowed, save
 from quant.cuts.wish import Cut
 from quant.errors import BadValues, UnsupportedModel, WrongShape
 from quant.gguf.header import read_file

@@ -311,7 +311,7 @@ def test_every_act_is_told_of() -> None:
     text = (ROOT / "docs" / "edge.md").read_text().partition("Actions:")[2].partition("\n\n")[0]
     assert [route.path for route in ROUTES if route.act and f"`{route.act}`" not in text] == []
     # What operators ask for by POST although nothing changes in the store.
-    asked = {"/lm/advise", "/lm/search", "/lm/outdated"}
+    asked = {"/lm/advise", "/lm/search", "/lm/outdated", "/lm/trials"}
     changes = [route for route in ROUTES if route.changes and route.role in ("operator", "admin") and not route.act]
     assert {route.path for route in changes if route.method != "HEAD"} == asked
 

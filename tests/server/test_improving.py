@@ -86,6 +86,12 @@ def test_work_waits_for_people_pulls_hours_and_mains_power(monkeypatch: pytest.M
     assert not on_battery()
 
 
+@pytest.fixture
+def children_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+@pytest.mark.usefixtures("children_find_the_tests")
 def test_background_work_stands_still_goes_on_and_ends() -> None:
     def state(child: Child) -> str:
         return psutil.Process(child.pid).status()
@@ -117,6 +123,7 @@ def test_background_work_stands_still_goes_on_and_ends() -> None:
     asyncio.run(life())
 
 
+@pytest.mark.usefixtures("children_find_the_tests")
 def test_a_share_of_the_time_is_kept() -> None:
     async def life() -> tuple[int, int]:
         work = BackgroundWork(share=0.5)

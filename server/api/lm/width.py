@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from quant.cuts.width import kept_of, width_of
+from quant.cuts.steps import kept_of, width_of
 from quant.cuts.wish import Cut
 from quant.errors import QuantError
 from registry.store.model import Model
