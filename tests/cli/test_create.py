@@ -62,6 +62,7 @@ def test_a_file_beside_the_modelfile_is_sent(lm: Cli, daemon: Daemon, tmp_path: 
     assert shown(daemon, "sent:q8")["details"]["quantization_level"] == "Q8_0"  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_a_draft_beside_the_modelfile_is_sent_and_quantized_and_a_name_is_written_back(
     lm: Cli, daemon: Daemon, tmp_path: Path
 ) -> None:

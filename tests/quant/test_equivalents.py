@@ -83,6 +83,7 @@ def test_internlm_2_is_llama_with_its_attention_in_one_matrix(weights: dict[str,
     same(model(tensors, architectures=["InternLM2ForCausalLM"], bias=False), model(weights), tmp_path)
 
 
+@pytest.mark.slow
 def test_baichuan_is_llama_with_its_attention_in_one_matrix(tmp_path: Path) -> None:
     """llama.cpp's own converter fails on it. The output of Baichuan 2 has rows of the length 1."""
     rng = np.random.default_rng(7)

@@ -90,6 +90,7 @@ def test_the_order_of_the_source_and_its_shards_change_only_the_order_of_the_ten
     assert len({convert(folder(tensors, shards))[0] for shards in (1, 2, 5)}) == 1
 
 
+@pytest.mark.slow
 def test_the_pass_goes_on_from_every_mark(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quant.stream.pipeline, "SLAB", 8192)
     source = folder(weights())

@@ -141,6 +141,7 @@ def block_says(model: LlamaModel, tokens: list[int]) -> list[int]:
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen35 planted"])
 def test_sampled_pairs_have_the_models_own_distribution(kind: str, tmp_path: Path) -> None:
     made = Engine(model(kind, tmp_path), heads=True, rollback=ROLLBACK)

@@ -131,6 +131,7 @@ def test_what_comes_after_a_cancelled_answer_is_not_disturbed_by_its_draft(engin
     assert engine.ask(warm)[0][0] == texts[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("eager")
 def test_a_context_that_is_full_ends_the_answer_at_the_same_token(engine: Engine) -> None:
     request = submit("the sea " * 200, 4000, sampling=Sampling(temperature=0.0, seed=2, ignore_eos=True))

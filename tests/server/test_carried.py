@@ -30,6 +30,7 @@ def parameters(shown: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in (line.split() for line in shown["parameters"].splitlines())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("level", "name"), [("Q4_K_M", "one"), ("5.5bpw", "another"), ("F16", "third")])
 def test_a_carried_file_keeps_level_settings_and_origin(daemon: Daemon, tmp_path: Path, level: str, name: str) -> None:
     folder = tmp_path / "tuned"

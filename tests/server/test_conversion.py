@@ -16,6 +16,7 @@ from tests.daemon import Daemon
 from tests.quant.support import Folder
 
 
+@pytest.mark.slow
 def test_a_pretokenizer_that_is_not_recognised_can_be_named(daemon: Daemon, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     shutil.copytree(DEMO, folder)

@@ -293,6 +293,7 @@ def kill_often(work: PullTask, kills: int, seed: int) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.long(name="pulls"))])
 def test_killed_at_any_moment_the_result_is_the_same(work: PullTask, hub: Hub, kills: int) -> None:
     hub.bandwidth = 30e6

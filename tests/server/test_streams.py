@@ -79,6 +79,7 @@ def test_the_headers_of_a_second_request_may_not_be_slow_either(monkeypatch: pyt
     asyncio.run(ask())
 
 
+@pytest.mark.slow
 def test_a_body_that_trickles_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "IDLE_SECONDS", 0.3)
 

@@ -146,6 +146,7 @@ def test_a_list_that_makes_no_sense_is_refused_with_its_line(source: Daemon) -> 
         assert source.post("/lm/sync", wrong).status == 400
 
 
+@pytest.mark.slow
 def test_a_list_in_a_registry_is_followed_and_a_moved_tag_replaces_the_model(source: Daemon, tmp_path: Path) -> None:
     blob = source.get("/v2/registry.lan/team/a/manifests/v1").json["layers"][0]["digest"]
     data = source.get(f"/v2/registry.lan/team/a/blobs/{blob}").body

@@ -160,7 +160,7 @@ CUTS = st.dictionaries(
 )
 
 
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(GOALS, st.lists(st.floats(1.05, 1.6), min_size=6, max_size=6), st.floats(0.55, 1.8), CUTS)
 def test_the_known_best_of_a_described_machine_is_found(
     texts: list[str], steps: list[float], off: float, cuts: dict[str, tuple[float, float]]
