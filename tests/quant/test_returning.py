@@ -38,7 +38,7 @@ ROUNDED = 3e-7
 REFUSED = {"qwen3, ranking": "two rows of its output"}
 # What a file of the language model has no place for: parts that see, and layers behind the text's vectors.
 LEFT = re.compile(
-    r"(.*\.)?(visual|vision_\w+|embed_vision|multi_modal_projector|connector|pooler)\..*|.*(position_ids|_decay|slope_rate)"
+    r"(.*\.)?(visual|vision_\w+|embed_vision|multi_modal_projector|connector|pooler)\..*|.*(position_ids|(?<!time)_decay|slope_rate)"
 )
 LEFT_OF_RANKERS = re.compile(r".*position_ids")
 AROUND = re.compile(r"^(model\.)?(language_model|text_model)\.")

@@ -97,7 +97,7 @@ def fetch_packed(store: Store) -> None:
     made.begin(PullFacts(PACKED, "registry", "abc", "", "why", "print", len(TAR)))
     source = Folder(store.root.with_name("far"), "tar")
     place = Unpacking(ingest.folder / "unpacked", 1 << 30, lambda *_: None)
-    tar = place.unpack(digest(TAR), source.size("tar.gz"), lambda: source.open("tar.gz"), "tar")
+    tar = place.unpack("tar.gz", digest(TAR), source.size("tar.gz"), lambda: source.open("tar.gz"), "tar")
     made.write(tar.read_bytes())
     (ingest.folder / "draft").write_bytes(DRAFT)
     layers = [

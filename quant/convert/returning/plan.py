@@ -106,7 +106,7 @@ def plan_return(files: Files, header: Header) -> Return:
     if blocks:
         sizes = replace(sizes, predicting=frozenset(range(sizes.layers, sizes.layers + blocks)))
     wanted, told = expand(family, sizes), family.told(header.metadata, sizes)
-    used = {row.target.replace("{}", str(layer)) for row, layer in wanted.values() if row.switch}
+    used = {row.target.replace("{}", str(layer)) for row, layer in wanted.values() if row.switch or row.zeros}
     tied = config.flag("tie_word_embeddings", family.tied)
     if tied and family.architecture in OUTPUT_NEEDED:
         used.add(HEAD)  # the embedding again
@@ -160,9 +160,9 @@ def _as_stored(
 def _chosen(
     wanted: Mapping[str, Wanted], found: Mapping[str, TensorInfo], config: ModelConfig, optional: tuple[str, ...]
 ) -> dict[str, Wanted]:
-    """The rows that the source had: without what its settings took away, and one of several ways to store values.
+    """The rows that the source had: without what its settings took away, and zeros that llama.cpp alone wants.
 
-    That is the first way whose tensors are all there, among ways that use as many of them.
+    Of several ways to store values it is one: the first whose tensors are all there, among ways that use as many.
     """
     rows: dict[str, Wanted] = {}
     ways: dict[str | None, dict[str, set[str]]] = {}
@@ -170,9 +170,8 @@ def _chosen(
         row = each.row
         targets = {target.name.replace("{}", str(each.layer)) for target in row.targets}
         there = targets <= found.keys()
-        if (row.switch and not config.flag(row.switch, True)) or (
-            not there and (not row.required or row.target in optional)
-        ):
+        absent = not there and (not row.required or row.target in optional)
+        if row.zeros or absent or (row.switch and not config.flag(row.switch, True)):
             continue
         if row.choice:
             used = ways.setdefault(row.layers, {}).setdefault(row.choice, set())

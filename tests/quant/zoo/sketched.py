@@ -395,7 +395,9 @@ def shapes(sketch: Sketch) -> dict[str, tuple[int, ...]]:
             row.shape
         )
         for name, (row, layer) in sorted(rows.items())
-        if row.choice in ("", first) and (row.required or not (name.endswith(".bias") or ".norms." in name))
+        if row.choice in ("", first)
+        and not row.zeros
+        and (row.required or not (name.endswith(".bias") or ".norms." in name))
     }
 
 
