@@ -45,7 +45,11 @@ def test_what_a_setting_takes_away_is_no_damage(name: str, tmp_path: Path) -> No
     check_logits(make(row, tmp_path / "model"), row, tmp_path / "m.gguf")
 
 
-@pytest.mark.parametrize("name", sorted(name for name in ZOO if name in OUTPUT_NEEDED))
+# Classes of transformers that have an output of their own whatever `tie_word_embeddings` says, or refuse it.
+NEVER_TIED = {"dbrx", "kimi-linear", "muse-glimmer"}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in ZOO if name in OUTPUT_NEEDED and name not in NEVER_TIED))
 def test_an_output_that_is_the_embedding_is_written_again(name: str, tmp_path: Path) -> None:
     row = changed(name, **TIED)
     path = make(row, tmp_path / "model")

@@ -39,8 +39,7 @@ def _usual(config: ModelConfig) -> ModelConfig:
         "max_position_embeddings": "max_seq_len",
     }
     found = {usual: config.get(name) for usual, name in names.items() if config.get(name) is not None}
-    base = attention.get("rope_theta")
-    if base is not None:
+    if config.get("rope_theta") is None and (base := attention.get("rope_theta")) is not None:
         found["rope_theta"] = base
     return config.changed(
         {
