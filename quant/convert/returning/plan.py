@@ -162,7 +162,7 @@ def _chosen(
 ) -> dict[str, Wanted]:
     """The rows that the source had: without what its settings took away, and zeros that llama.cpp alone wants.
 
-    Of several ways to store values it is one: the first whose tensors are all there, among ways that use as many.
+    One of several ways to store values is chosen: the first whose tensors are all there, among ways that use as many.
     """
     rows: dict[str, Wanted] = {}
     ways: dict[str | None, dict[str, set[str]]] = {}
