@@ -39,8 +39,8 @@ def command(name: str | None, **options: Any) -> None:
     With NAME a smaller model is made of that one, which stays as it is. `--vocabulary` drops the tokens that no text in
     the named languages has, or that the text in a file does not use. Such texts keep their tokens, and any other text
     still has some. `--layers` drops layers, which costs quality. `--experts` drops experts of a mixture: experts
-    without work first, then experts that add little to a text. `--width`
-    drops channels of each feed-forward, fits the others to do their work, and makes the level anew from whole weights.
+    without work first, then experts that add little to a text. `--width` drops channels of each feed-forward, fits the
+    others to do their work, and makes the level anew from whole weights.
     """
     parts, of_disk = ({key: options.pop(key) for key in keys} for keys in (_PARTS, ("paused", "yes")))
     if name is None:

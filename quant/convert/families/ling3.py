@@ -5,14 +5,14 @@ Sources: the code in the models' repositories, `bailingmoe3.cpp` of llama.cpp.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from quant.convert.base import Family, Known, Layers, count_layers, in_layers, tensor
+from quant.convert.base import Family, Known, count_layers, in_layers, tensor
 from quant.convert.config import ModelConfig
 from quant.convert.families import decoder, deepseek, moe
 from quant.convert.families.decoder import layer, linear, norm
-from quant.convert.families.deepseek import LatentSizes
+from quant.convert.families.kimi import KimiSizes
 from quant.convert.transforms import Exponential
 from quant.errors import UnsupportedModel
 
@@ -41,21 +41,6 @@ _EXPECTED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _LingSizes(LatentSizes):
-    """A layer is `remembering`, by a state for each of its heads of `linear_head` values, or `attending`."""
-
-    linear_head: int
-    kernel: int
-    remembering: Layers
-    attending: Layers
-
-    @property
-    def inner(self) -> int:
-        """The values of all heads of a layer that remembers."""
-        return self.heads * self.linear_head
-
-
 def _usual(config: ModelConfig) -> ModelConfig:
     """The settings by the names that DeepSeek gave them."""
     wrong = [key for key, value in _EXPECTED.items() if config.get(key, value) != value]
@@ -76,7 +61,7 @@ def _usual(config: ModelConfig) -> ModelConfig:
     )
 
 
-def _read_sizes(config: ModelConfig) -> _LingSizes:
+def _read_sizes(config: ModelConfig) -> KimiSizes:
     layers, group = count_layers(config), config.count("layer_group_size")
     straight = () if config.get("q_lora_rank") is not None else (layers,)
     sizes = deepseek.read_sizes(_usual(config), straight=straight)
@@ -84,7 +69,7 @@ def _read_sizes(config: ModelConfig) -> _LingSizes:
     attending = frozenset(n for n in range(layers) if (n + 1) % group == 0 or n >= whole)
     if len(attending) == layers:
         raise UnsupportedModel("none of its layers remembers by a state (`layer_group_size`), which llama.cpp needs")
-    return _LingSizes(
+    return KimiSizes(
         **vars(
             replace(
                 sizes,
@@ -111,7 +96,7 @@ def _bounds(config: ModelConfig, key: str, layers: int) -> list[float] | None:
     return [*bounds, *[0.0] * (layers - len(bounds))]
 
 
-def _describe(config: ModelConfig, sizes: _LingSizes) -> dict[str, Any]:
+def _describe(config: ModelConfig, sizes: KimiSizes) -> dict[str, Any]:
     bound = config.number("kda_lower_bound", -5.0)
     if bound >= 0:
         raise UnsupportedModel("the rates of its states have no bound below 0 (`kda_lower_bound`)")
@@ -176,7 +161,7 @@ LING3 = Family(
             layer("mlp.gate.expert_bias", "exp_probs_b.bias", "experts"),
         ),
     ),
-    sizes=_LingSizes,
+    sizes=KimiSizes,
     read_sizes=_read_sizes,
     describe=_describe,
 )
